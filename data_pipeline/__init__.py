@@ -1,0 +1,1 @@
+"""Bertline's data pipeline: text becomes token shards, and shards become rows in one fixed order."""

@@ -1,0 +1,96 @@
+"""Reading rows by number: from row numbers to the tokens they hold, with the blocks in use kept packed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from data_pipeline.batch import Batch, PackedBlock, assemble, frame_rows
+from data_pipeline.hashing import Int64Array
+from data_pipeline.order import RowOrder
+from data_pipeline.packing import Packing, plan_rows
+from data_pipeline.row_counts import block_row_counts
+from data_pipeline.shards import BlockStore
+
+EMPTY_ROW = -1
+
+
+class RowReader:
+    """Reads rows of one split in the order of (shards, row shape, seed); holds no position of its own.
+
+    `dp_world_size` only sizes the window of packed blocks: a rank that reads every dp_world_size-th row is at
+    lanes / dp_world_size blocks at a time.
+    """
+
+    def __init__(
+        self,
+        store: BlockStore,
+        *,
+        max_seq_len: int,
+        packing: Packing,
+        lanes: int,
+        seed: int,
+        phase: int = 0,
+        dp_world_size: int = 1,
+    ) -> None:
+        self._store = store
+        self._max_seq_len = max_seq_len
+        self._packing = packing
+        self._special_ids = store.manifest.special_token_ids
+        self._window_blocks = -(-lanes // dp_world_size)
+        self._window: OrderedDict[tuple[int, int], PackedBlock] = OrderedDict()
+        counts = block_row_counts(store, max_seq_len=max_seq_len, packing=packing)
+        self.order = RowOrder(counts, lanes=lanes, seed=seed, phase=phase)
+
+    def read(self, row_numbers: Int64Array) -> Batch:
+        """The rows with these numbers as an unmasked batch, int64 [B] in; EMPTY_ROW gives a row of padding.
+
+        Raises UserError when a block is damaged.
+        """
+        present = row_numbers != EMPTY_ROW
+        places = self.order.locate(row_numbers[present])
+        found = iter(zip(places.epoch.tolist(), places.block.tolist(), places.row.tolist(), strict=True))
+        rows: list[tuple[PackedBlock, int] | None] = []
+        for is_present in present.tolist():
+            if is_present:
+                epoch, block, row = next(found)
+                rows.append((self._packed_block(epoch, block), row))
+            else:
+                rows.append(None)
+        return assemble(row_numbers, rows, max_seq_len=self._max_seq_len, pad_id=self._special_ids["pad"])
+
+    def _packed_block(self, epoch: int, number: int) -> PackedBlock:
+        """A block of the window. Lanes are walked in turn, so a finished block is always the one longest unused."""
+        key = (epoch, number)
+        if key in self._window:
+            self._window.move_to_end(key)
+            return self._window[key]
+        while len(self._window) >= self._window_blocks:
+            self._window.popitem(last=False)
+        block = self._store.read_block(number)
+        plan = plan_rows(
+            block.lengths,
+            max_seq_len=self._max_seq_len,
+            packing=self._packing,
+            seed=self.order.seed,
+            phase=self.order.phase,
+            epoch=epoch,
+            block=number,
+        )
+        packed = frame_rows(block.tokens, plan, cls_id=self._special_ids["cls"], sep_id=self._special_ids["sep"])
+        self._window[key] = packed
+        return packed
+
+
+def validation_batches(num_rows: int, *, micro_batch_size: int, dp_rank: int, dp_world_size: int) -> list[Int64Array]:
+    """Row numbers of one rank's evaluation batches over rows 0 ... num_rows-1.
+
+    Every rank gets equally many batches of one size, because a forward pass may be collective; what is missing
+    at the end is made up with empty rows.
+    """
+    rows_a_round = micro_batch_size * dp_world_size
+    rounds = -(-num_rows // rows_a_round)
+    numbers = np.arange(rounds * rows_a_round, dtype=np.int64)
+    numbers[num_rows:] = EMPTY_ROW
+    return list(numbers.reshape(rounds, micro_batch_size, dp_world_size)[:, :, dp_rank])

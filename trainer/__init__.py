@@ -1,0 +1,1 @@
+"""Bertline's trainer: a recipe becomes a trained, evaluated, exported encoder."""
