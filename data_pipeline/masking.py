@@ -41,12 +41,16 @@ class TokenMasker:
         self._choice_key = derive_key("mask-choice", seed, phase)
         self._replacement_key = derive_key("mask-replacement", seed, phase)
 
+    def maskable(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        """Which tokens of an unmasked batch may be chosen, [B, S]."""
+        return self._maskable.take(batch.input_ids)
+
     def apply(self, batch: Batch) -> Batch:
         """The batch with masked input ids and with labels, [B, S]; rows are told apart by `row_ids` alone."""
         width = batch.input_ids.shape[1]
         draws = hash32_grid(hash64(self._choice_key, batch.row_ids), width)
         chosen = draws < self._choice_limit
-        chosen &= self._maskable.take(batch.input_ids)
+        chosen &= self.maskable(batch)
         row, column = np.nonzero(chosen)
         original = batch.input_ids[row, column]
         labels = batch.labels.copy()

@@ -19,7 +19,7 @@ DEFAULT_LANES = 960
 class StrictModel(BaseModel):
     """A frozen section of the recipe: unknown keys are refused, and so is a type that would need guessing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TokenizerConfig(StrictModel):

@@ -1,0 +1,142 @@
+"""Where a parameter's fp32 master weight and optimiser state lie on this rank, for every ZeRO stage.
+
+DeepSpeed keeps them in flat tensors: one a parameter group and rank at stages 1 and 2, one a subgroup at stage
+3, none at stage 0, where the parameter itself is the master. A fragment names a parameter, a range of its
+flattened elements and the views that hold this range here. Fragments are what a checkpoint is made of: a
+parameter can be put together from them whatever the layout that saved it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """A rank's part of the training state: 1-D fp32 tensors by `fragment_key`, and what is one value for all ranks."""
+
+    tensors: dict[str, Tensor]
+    shared: dict[str, Any]
+
+
+class StateSource(Protocol):
+    """What an engine restores itself from: the state of all ranks of the run that saved it."""
+
+    @property
+    def shared(self) -> Mapping[str, Any]: ...
+
+    @property
+    def optimizer_keys(self) -> list[str]: ...
+
+    def read(self, kind: str, name: str, *, start: int, numel: int) -> Tensor:
+        """Elements [start, start + numel) of a flattened parameter's weight or optimiser state, fp32."""
+        ...
+
+
+def fragment_key(kind: str, name: str, start: int) -> str:
+    """Name of a saved tensor: what it is (`weight` or an optimiser's key), of which parameter, from which element."""
+    return f"{kind}|{name}|{start}"
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """`numel` elements of parameter `name` from its flattened element `start`, lying in `flat` from `offset`."""
+
+    name: str
+    start: int
+    numel: int
+    flat: Tensor
+    offset: int
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """This fragment's part of `flat`, or of a tensor that has its shape, as a 1-D view."""
+        return tensor.detach().reshape(-1).narrow(0, self.offset, self.numel)
+
+
+def local_fragments(module: nn.Module, optimizer: Any, *, zero_stage: int, dp_rank: int) -> list[Fragment]:
+    """The fragments this rank holds; at stage 0 every rank holds all of every parameter.
+
+    `optimizer` is the engine's: DeepSpeed's wrapper at stages 1 to 3, the plain optimiser at stage 0.
+    """
+    locate = {0: _whole, 1: _of_flat_group, 2: _of_flat_group, 3: _of_subgroup}[zero_stage]
+    found = (locate(name, parameter, optimizer, dp_rank) for name, parameter in module.named_parameters())
+    return [fragment for fragment in found if fragment is not None]
+
+
+def _whole(name: str, parameter: nn.Parameter, optimizer: Any, dp_rank: int) -> Fragment:
+    return Fragment(name=name, start=0, numel=parameter.numel(), flat=parameter, offset=0)
+
+
+def _of_flat_group(name: str, parameter: Any, optimizer: Any, dp_rank: int) -> Fragment | None:
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    return Fragment(
+        name=name,
+        start=mapping.lp_fragment_address.start,
+        numel=mapping.lp_fragment_address.numel,
+        flat=optimizer.param_groups[mapping.param_group_index]["params"][0],
+        offset=mapping.hp_fragment_address.start,
+    )
+
+
+def _of_subgroup(name: str, parameter: Any, optimizer: Any, dp_rank: int) -> Fragment | None:
+    group, offset, partition_numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = partition_numel * dp_rank
+    # The last partitions are padded up to equal size; padding belongs to no parameter.
+    numel = min(partition_numel, parameter.ds_numel - start)
+    if numel <= 0:
+        return None
+    return Fragment(
+        name=name, start=start, numel=numel, flat=optimizer.fp32_partitioned_groups_flat[group], offset=offset
+    )
+
+
+def optimizer_tensors(fragment: Fragment, base_optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Views of the fragment's optimiser state by key; empty before the first update."""
+    state = base_optimizer.state.get(fragment.flat, {})
+    return {
+        key: fragment.view(value)
+        for key, value in state.items()
+        if torch.is_tensor(value) and value.shape == fragment.flat.shape and value.dim() > 0
+    }
+
+
+def optimizer_scalars(fragments: list[Fragment], base_optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """State that is one number for all parameters, such as Adam's step count."""
+    scalars: dict[str, float] = {}
+    for fragment in fragments:
+        for key, value in base_optimizer.state.get(fragment.flat, {}).items():
+            if torch.is_tensor(value) and value.numel() == 1 and value.shape != fragment.flat.shape:
+                if scalars.setdefault(key, float(value)) != float(value):
+                    raise RuntimeError(f"optimiser state {key!r} differs between parameters: {scalars[key]}, {value}")
+    return scalars
+
+
+def create_optimizer_state(
+    fragments: list[Fragment], base_optimizer: torch.optim.Optimizer, *, keys: list[str], scalars: dict[str, float]
+) -> None:
+    """Make the state that the optimiser would have made at its first update: zeros, and the given scalars."""
+    for flat in _distinct_flats(fragments):
+        group = base_optimizer.param_groups[0]
+        scalar_device = flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+        state = base_optimizer.state[flat]
+        for key in keys:
+            state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
+        for key, value in scalars.items():
+            state[key] = torch.tensor(value, dtype=torch.float32, device=scalar_device)
+
+
+def _distinct_flats(fragments: list[Fragment]) -> Iterator[Tensor]:
+    seen: set[int] = set()
+    for fragment in fragments:
+        if id(fragment.flat) not in seen:
+            seen.add(id(fragment.flat))
+            yield fragment.flat

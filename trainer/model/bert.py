@@ -1,0 +1,118 @@
+"""The whole models: the encoder with the masked-language-model head, and with the pooler."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.model.encoder import BertEncoder
+from trainer.model.heads import MaskedLanguageModelHead, Pooler
+from trainer.model.layout import TokenLayout
+
+IGNORED_LABEL = -100
+NOT_COUNTED = -1
+
+
+class MaskedLanguageModelOutput(NamedTuple):
+    """Sums over the batch's predicted tokens, never means: a mean is only right over the whole global batch."""
+
+    loss_sum: Tensor
+    """Scalar fp32, in nats, with a graph even where nothing is predicted."""
+    predicted_tokens: Tensor
+    """Scalar int64."""
+    correct_tokens: Tensor
+    """Scalar int64: predicted tokens whose most likely id is the label; -1 where it was not counted."""
+
+
+class BertForMaskedLanguageModel(nn.Module):
+    """The encoder with its MLM head, run on predicted positions only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = BertEncoder(config)
+        self.head = MaskedLanguageModelHead(config, word=self.encoder.embeddings.word)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        document_ids: Tensor,
+        labels: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        count_correct: bool | None = None,
+    ) -> MaskedLanguageModelOutput:
+        """[B, S] integer tensors -> sums over the positions whose label is not -100 and which are not padding.
+
+        `document_ids` and `labels` may stay on the host while the rest is on a device: then nothing waits for
+        the device. Correct tokens are counted outside training, or as `count_correct` says.
+        """
+        layout = TokenLayout.from_document_ids(document_ids)
+        targets = layout.to(labels.device).flatten(labels)
+        rows = (targets != IGNORED_LABEL).nonzero().squeeze(1)
+        targets = targets[rows].to(input_ids.device, dtype=torch.int64, non_blocking=True)
+        hidden = self.encoder(
+            input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            token_type_ids=token_type_ids,
+            layout=layout,
+            rows=rows.to(input_ids.device, non_blocking=True),
+        )
+        logits = self.head(hidden)
+        return _sums(logits, targets, count_correct=not self.training if count_correct is None else count_correct)
+
+    def logits(
+        self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """[B, S] integer tensors -> logits [B, S, vocab] of every position, zero at padding."""
+        layout = TokenLayout.from_document_ids(document_ids).to(input_ids.device)
+        hidden = self.encoder(
+            input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            token_type_ids=token_type_ids,
+            layout=layout,
+        )
+        return layout.scatter(self.head(hidden), shape=(input_ids.shape[0], input_ids.shape[1]))
+
+
+class BertWithPooler(nn.Module):
+    """The encoder with the pooler: one vector a document. Masked-language modelling alone trains no pooler."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = BertEncoder(config)
+        self.pooler = Pooler(config)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """[B, S] integer tensors -> [num_docs, hidden], documents in the order in which the rows hold them."""
+        layout = TokenLayout.from_document_ids(document_ids).to(input_ids.device)
+        hidden = self.encoder(
+            input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            token_type_ids=token_type_ids,
+            layout=layout,
+            rows=layout.first_tokens(),
+        )
+        pooled: Tensor = self.pooler(hidden)
+        return pooled
+
+
+def _sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> MaskedLanguageModelOutput:
+    loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum")
+    predicted = torch.full((), targets.numel(), dtype=torch.int64, device=logits.device)
+    if count_correct:
+        correct = (logits.detach().argmax(dim=-1) == targets).sum()
+    else:
+        correct = torch.full_like(predicted, NOT_COUNTED)
+    return MaskedLanguageModelOutput(loss_sum, predicted, correct)

@@ -1,0 +1,119 @@
+"""What a settings file did wrong, told in one line: the place, the key, the value found and the rule."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from trainer.strict_yaml import KeyPath
+
+MAX_SHOWN = 3
+
+_TYPE_RULES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "model_type": "a section of keys",
+}
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a section of keys",
+    type(None): "empty",
+}
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted path that a settings file may hold: a section's own name, then what is in it."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from known_keys(candidate, f"{prefix}{name}.")
+
+
+def unknown_key(key: str, *, root: type[BaseModel]) -> str:
+    """Say that a dotted path is no key of `root`, and name the nearest one, or all keys of its section."""
+    section, _, name = key.rpartition(".")
+    keys = list(known_keys(root))
+    siblings = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
+    nearest = difflib.get_close_matches(name, siblings, n=1)
+    nearest = nearest or [known for known in keys if known.rpartition(".")[2] == name][:MAX_SHOWN]
+    if not siblings:
+        nearest = nearest or difflib.get_close_matches(key, keys, n=1)
+        siblings = [known for known in keys if "." not in known]
+    if nearest:
+        return f"{key} is not a known key; did you mean {' or '.join(nearest)}?"
+    return f"{key} is not a known key; the keys here are {', '.join(siblings)}"
+
+
+def dotted(path: KeyPath) -> str:
+    """`("data", "text", 0)` as `data.text[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def describe_errors(error: ValidationError, *, root: type[BaseModel], locate: Callable[[KeyPath], str]) -> str:
+    """All mistakes that validating `root` found, in one line, unknown keys first; at most three and the count.
+
+    `locate` names the place of a key path: `recipe.yaml:12`, or the `--set` it came from.
+    """
+    mistakes = sorted(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    shown = [f"{locate(mistake['loc'])}: {_describe(mistake, root)}" for mistake in mistakes[:MAX_SHOWN]]
+    if len(mistakes) > MAX_SHOWN:
+        shown.append(f"and {len(mistakes) - MAX_SHOWN} more")
+    return "; ".join(shown)
+
+
+def _describe(mistake: ErrorDetails, root: type[BaseModel]) -> str:
+    key, kind, found = dotted(mistake["loc"]), mistake["type"], mistake["input"]
+    if kind == "extra_forbidden":
+        return unknown_key(key, root=root)
+    if kind == "missing":
+        return f"{key} is missing and has no default"
+    if kind == "value_error":
+        reason = str(mistake["ctx"]["error"])
+        return reason if not key or reason.startswith(f"{key}.") else f"{key}: {reason}"
+    subject = f"{key}={_shown(found)}" if isinstance(found, bool | int | float | str) else key
+    if kind in _TYPE_RULES:
+        found_type = _TYPE_NAMES.get(type(found), type(found).__name__)
+        return f"{subject} is {found_type} and must be {_TYPE_RULES[kind]}{_hint(kind, found)}"
+    if kind == "literal_error":
+        return f"{subject} must be {mistake['ctx']['expected']}{_nearest_choice(found, mistake['ctx']['expected'])}"
+    if kind == "string_pattern_mismatch":
+        return f"{subject} must be letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+    return f"{subject} {mistake['msg'].replace('Input should be', 'must be')}"
+
+
+def _shown(value: bool | int | float | str) -> str:
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _hint(kind: str, found: Any) -> str:
+    if kind in {"int_type", "int_from_float"} and isinstance(found, float) and found.is_integer():
+        return f"; write {int(found)}"
+    if kind == "string_type" and isinstance(found, bool | int | float):
+        return f"; quote it: '{_shown(found)}'"
+    if kind == "list_type" and isinstance(found, str):
+        return f"; write [{found}]"
+    return ""
+
+
+def _nearest_choice(found: Any, expected: str) -> str:
+    choices = re.findall(r"'([^']*)'", expected)
+    nearest = difflib.get_close_matches(str(found), choices, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -1,0 +1,163 @@
+"""One global step on a DeepSpeed engine: data-parallel, at any ZeRO stage and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from data_pipeline.hashing import derive_key
+from trainer.ds_config import DeepSpeedPlan
+from trainer.fragments import (
+    WEIGHT,
+    EngineState,
+    Fragment,
+    StateSource,
+    create_optimizer_state,
+    fragment_key,
+    local_fragments,
+    optimizer_scalars,
+    optimizer_tensors,
+)
+from trainer.optim import set_learning_rate
+from trainer.runtime import Runtime
+from trainer.step_sums import StepSums
+
+
+class DataParallelStep:
+    """The encoder in a DeepSpeed engine. Every method is collective: all ranks call it, in the same order."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        plan: DeepSpeedPlan,
+        runtime: Runtime,
+        seed: int,
+    ) -> None:
+        self._device = runtime.device
+        self._dp_rank = runtime.topology.dp_rank
+        self._dp_world_size = runtime.topology.dp_world_size
+        self._zero_stage = plan.zero_stage
+        self._seed = seed
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self._base_optimizer = optimizer
+        self._engine, *_ = deepspeed.initialize(
+            model=model.to(runtime.device), optimizer=optimizer, config=dict(plan.config), dist_init_required=False
+        )
+
+    def train_step(self, batches: Sequence[Batch], *, step: int, learning_rate: float) -> StepSums:
+        """Consume one global batch and update the weights once; returns this rank's sums without waiting for them.
+
+        The gradient is that of (loss over all predicted tokens of the global batch) / (their number), however the
+        batch is split: each micro-batch's summed loss is divided by the global number of predicted tokens, and
+        multiplied by the number of ranks because the engine averages over them.
+        """
+        predicted = torch.tensor(
+            float(sum(batch.predicted_tokens for batch in batches)), dtype=torch.float64, device=self._device
+        )
+        global_predicted = predicted.clone()
+        dist.all_reduce(global_predicted)
+        scale = (self._dp_world_size / global_predicted.clamp(min=1.0)).float()
+        # Dropout is a function of (seed, step, rank): nothing about random numbers needs to be saved.
+        torch.manual_seed(derive_key("dropout", self._seed, step, self._dp_rank) >> 1)
+        set_learning_rate(self._base_optimizer, learning_rate)
+        loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        for batch in batches:
+            output = self._forward(batch)
+            self._engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+            self._engine.step()
+            loss += output.loss_sum.detach()
+        return StepSums(loss=loss, predicted_tokens=predicted, correct_tokens=torch.zeros_like(loss))
+
+    def eval_step(self, batch: Batch) -> StepSums:
+        """Sums over one micro-batch of this rank, without gradients or dropout."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                output = self._forward(batch)
+        finally:
+            self._engine.train()
+        return StepSums(*(value.double() for value in output))
+
+    def _forward(self, batch: Batch) -> Any:
+        def put(array: Any) -> Tensor:
+            return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+        return self._engine(put(batch.input_ids), put(batch.position_ids), put(batch.document_ids), put(batch.labels))
+
+    @property
+    def was_applied(self) -> bool:
+        """Whether the last step changed the weights; an fp16 step that overflows does not."""
+        return bool(self._engine.was_step_applied())
+
+    @property
+    def gradient_norm(self) -> float:
+        """L2 norm of the last step's gradient before clipping. Waits for the device."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor that fp16 losses are multiplied by; 1 in other precisions."""
+        scaler = self._loss_scaler()
+        return float(scaler.cur_scale) if scaler is not None else 1.0
+
+    def _loss_scaler(self) -> Any:
+        return getattr(self._engine.optimizer, "loss_scaler", None) if self._engine.fp16_enabled() else None
+
+    def _fragments(self) -> list[Fragment]:
+        return local_fragments(
+            self._engine.module, self._engine.optimizer, zero_stage=self._zero_stage, dp_rank=self._dp_rank
+        )
+
+    def state(self) -> EngineState:
+        """This rank's part of the state, copied to host memory; together the ranks hold every element once."""
+        fragments = self._fragments()
+        scalars = optimizer_scalars(fragments, self._base_optimizer)
+        if self._zero_stage == 0:
+            fragments = fragments[self._dp_rank :: self._dp_world_size]
+        tensors: dict[str, Tensor] = {}
+        for fragment in fragments:
+            parts = {WEIGHT: fragment.view(fragment.flat), **optimizer_tensors(fragment, self._base_optimizer)}
+            for kind, part in parts.items():
+                key = fragment_key(kind, fragment.name, fragment.start)
+                tensors[key] = part.to("cpu", torch.float32, copy=True)
+        scaler = self._loss_scaler()
+        numbers = {key: value for key, value in vars(scaler).items() if _is_number(value)} if scaler else {}
+        shared = {"parameter_shapes": self._shapes, "optimizer_scalars": scalars, "loss_scaler": numbers}
+        return EngineState(tensors=tensors, shared=shared)
+
+    def load_state(self, source: StateSource) -> None:
+        """Take over master weights, optimiser and loss scaler from a checkpoint saved in any layout.
+
+        The model given to this object must already hold the checkpoint's weights: the engine made its working
+        copies from them.
+        """
+        fragments = self._fragments()
+        keys = source.optimizer_keys
+        if keys:
+            create_optimizer_state(
+                fragments, self._base_optimizer, keys=keys, scalars=source.shared["optimizer_scalars"]
+            )
+        with torch.no_grad():
+            for fragment in fragments:
+                targets = {WEIGHT: fragment.view(fragment.flat), **optimizer_tensors(fragment, self._base_optimizer)}
+                for kind, target in targets.items():
+                    target.copy_(source.read(kind, fragment.name, start=fragment.start, numel=fragment.numel))
+        scaler = self._loss_scaler()
+        if scaler is not None:
+            vars(scaler).update(source.shared["loss_scaler"])
+
+    def close(self) -> None:
+        """Release the engine's hooks and buffers, so that another engine may be made in this process."""
+        self._engine.destroy()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (bool, int, float))
