@@ -65,9 +65,9 @@ def _expand(given: str) -> Iterator[Path]:
     elif path.exists():
         yield path
     elif glob.has_magic(given):
-        matches = sorted(glob.glob(given, recursive=True))
+        matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
-            raise UserError(f"the glob {given} matches no file; check it, and quote it so that the shell leaves it alone")
+            raise UserError(f"the glob {given} matches no file; check its spelling and the folder it starts from")
         for match in map(Path, matches):
             yield from _text_files(match) if match.is_dir() else [match]
     else:

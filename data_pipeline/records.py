@@ -51,21 +51,22 @@ def _parquet_records(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UserError(f"{file.path} needs pyarrow, which is not installed: pip install 'bertline[parquet]'") from error
+        raise UserError(f"{file.path} needs pyarrow, which is missing: pip install 'bertline[parquet]'") from error
     try:
         table = pq.ParquetFile(handle)
         _check_column(table.schema_arrow, pa=pa, file=file, text_field=text_field)
-        row = 0
+        rows_before = 0
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
             # As bytes, so that invalid UTF-8 is found where all text is decoded, and named.
             texts = batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-            for row, text in enumerate(texts, row + 1):
+            for row, text in enumerate(texts, rows_before + 1):
                 where = f"{file.path}: row {row}"
                 if text is None:
                     raise UserError(f"{where}: the column {text_field!r} is null; remove the row or fill it")
                 if len(text) > max_document_bytes:
                     raise too_long(where, size=len(text), max_document_bytes=max_document_bytes)
                 yield Record(f"row {row}", text, False), file.size * row // table.metadata.num_rows
+            rows_before += len(texts)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file.path} is not a whole parquet file: {error}; fetch or make it again") from error
 
@@ -77,7 +78,7 @@ def _check_column(schema: Any, *, pa: Any, file: InputFile, text_field: str) -> 
     column = schema.field(text_field).type
     plain = column.value_type if pa.types.is_dictionary(column) else column
     if not (pa.types.is_string(plain) or pa.types.is_large_string(plain)):
-        raise UserError(f"{file.path}: the column {text_field!r} is {column}, not strings; name another by --text-field")
+        raise UserError(f"{file.path}: the column {text_field!r} holds {column}, not strings; name one by --text-field")
 
 
 def _tar_records(
@@ -110,7 +111,7 @@ def _tar_records(
 def _tar_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         # The archive would otherwise remember every member it has passed.
-        archive.members = []
+        archive.members = []  # type: ignore[attr-defined]
         if member.isfile():
             yield member
 

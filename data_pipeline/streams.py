@@ -43,7 +43,7 @@ def _zstd_pieces(handle: BinaryIO, *, file: InputFile) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
-        raise UserError(f"{file.path} needs zstandard, which is not installed: pip install 'bertline[zstd]'") from error
+        raise UserError(f"{file.path} needs zstandard, which is missing: pip install 'bertline[zstd]'") from error
     try:
         frame = zstandard.ZstdDecompressor().decompressobj()
         begun = False

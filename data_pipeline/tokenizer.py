@@ -7,7 +7,9 @@ training was cut short.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,10 @@ import numpy.typing as npt
 import sentencepiece
 
 from data_pipeline.atomic import write_atomically
+from data_pipeline.inputs import expand_inputs
+from data_pipeline.progress import status
+from data_pipeline.sentences import SENTENCE_BYTES, sample_sentences, sentences
+from data_pipeline.text import DEFAULT_MAX_DOCUMENT_BYTES, DocumentRule, TextOptions, check_options, iter_documents
 from trainer.errors import UserError
 
 ModelType = Literal["unigram", "bpe"]
@@ -27,6 +33,17 @@ MODEL_FILE = "spiece.model"
 METADATA_FILE = "bertline_tokenizer.json"
 SPECIAL_TOKEN_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 SPECIAL_PIECES = {name: f"[{name.upper()}]" for name in SPECIAL_TOKEN_IDS}
+DEFAULT_MAX_SENTENCES = 1_000_000
+# Part of what fixes the vocabulary: a Unigram model sums its counts thread by thread.
+TRAINING_THREADS = 8
+
+_SILENT = 2
+# [CLS] and [SEP] take the places of the begin and end marks; as a control symbol [MASK] never comes out of text.
+_SPECIAL_OPTIONS: dict[str, Any] = {
+    f"{ours}_{part}": value
+    for ours, name in {"pad": "pad", "unk": "unk", "bos": "cls", "eos": "sep"}.items()
+    for part, value in {"id": SPECIAL_TOKEN_IDS[name], "piece": SPECIAL_PIECES[name]}.items()
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,57 @@ class Tokenizer:
         return [self.processor.id_to_piece(token) for token in range(self.vocab_size)]
 
 
+def train_tokenizer(
+    paths: Sequence[str | Path],
+    *,
+    out: str | Path,
+    vocab_size: int,
+    model_type: ModelType = "unigram",
+    character_coverage: float = 0.9995,
+    seed: int = 0,
+    document: DocumentRule = "line",
+    text_field: str = "text",
+    max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
+    max_sentences: int = DEFAULT_MAX_SENTENCES,
+    progress: bool = True,
+) -> Tokenizer:
+    """Train a tokenizer on text and write it to the folder `out`; one process calls this.
+
+    At most `max_sentences` lines, drawn evenly from the whole input by `seed`, are held and learnt from. Raises
+    UserError for bad input, a folder that already holds a tokenizer, and a vocabulary the text does not allow.
+    """
+    out = Path(out)
+    if (out / METADATA_FILE).exists():
+        raise UserError(f"{out} already holds a tokenizer; choose another --out, or remove it first")
+    if vocab_size <= len(SPECIAL_TOKEN_IDS):
+        raise UserError(f"--vocab-size {vocab_size} leaves no room beside the {len(SPECIAL_TOKEN_IDS)} special tokens")
+    if not 0.0 < character_coverage <= 1.0:
+        raise UserError(f"--character-coverage {character_coverage} is outside (0, 1]; the usual one is 0.9995")
+    options = TextOptions(document, text_field, max_document_bytes)
+    files = expand_inputs(paths)
+    check_options(files, options=options)
+    with status("reading text for the tokenizer", enabled=progress):
+        sample = sample_sentences(sentences(iter_documents(files, options=options)), size=max_sentences, seed=seed)
+    if not sample:
+        raise UserError(f"{paths[0]}: the input holds no document, only blank lines; name files with text")
+    with status(f"training a {model_type} vocabulary of {vocab_size:,} on {len(sample):,} lines", enabled=progress):
+        model = _train(sample, vocab_size=vocab_size, model_type=model_type, character_coverage=character_coverage)
+    return write_tokenizer(
+        out,
+        model=model,
+        metadata={
+            "vocab_size": vocab_size,
+            "model_type": model_type,
+            "character_coverage": character_coverage,
+            "seed": seed,
+            "sampled_sentences": len(sample),
+            "max_sentences": max_sentences,
+            "training_threads": TRAINING_THREADS,
+            "sentencepiece_version": sentencepiece.__version__,
+        },
+    )
+
+
 def write_tokenizer(folder: Path, *, model: bytes, metadata: dict[str, Any]) -> Tokenizer:
     """Write a tokenizer folder, whole or unfinished but never wrong, and load it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +186,41 @@ def copy_tokenizer(tokenizer: Tokenizer, *, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (MODEL_FILE, METADATA_FILE):
         write_atomically(folder / name, (tokenizer.folder / name).read_bytes())
+
+
+def _train(sample: list[str], *, vocab_size: int, model_type: ModelType, character_coverage: float) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            max_sentence_length=SENTENCE_BYTES,
+            num_threads=TRAINING_THREADS,
+            minloglevel=_SILENT,
+            control_symbols=[SPECIAL_PIECES["mask"]],
+            **_SPECIAL_OPTIONS,
+        )
+    except RuntimeError as error:
+        raise _explained(str(error), vocab_size=vocab_size) from error
+    return model.getvalue()
+
+
+def _explained(message: str, *, vocab_size: int) -> UserError:
+    """What sentencepiece's refusal means, in one line."""
+    if most := re.search(r"Vocabulary size too high \(\d+\).*<= (\d+)", message):
+        return UserError(
+            f"--vocab-size {vocab_size} is larger than this text allows; the largest that fits is {most[1]}: "
+            "use that, or give more text"
+        )
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return UserError(
+            f"--vocab-size {vocab_size} is smaller than the {least[1]} characters and special tokens of this text; "
+            "use a larger one, or a lower --character-coverage"
+        )
+    return UserError(f"sentencepiece refuses to train on this text: {message}")
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], bytes]:

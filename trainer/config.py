@@ -156,7 +156,7 @@ class CheckpointConfig(StrictModel):
 
 
 class Config(StrictModel):
-    """A whole recipe."""
+    """A whole recipe; `evaluation: null` trains without held-out text, `export: false` ends with the checkpoint."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: int = 0
@@ -170,8 +170,9 @@ class Config(StrictModel):
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig | None = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: bool = True
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:

@@ -90,7 +90,7 @@ def _join(topology: Topology, *, device: torch.device, backend: str) -> None:
     # Compiled at first use, this extension leaves a lock behind when a rank is killed meanwhile, and every later
     # start waits for that lock. Gloo alone serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if topology.world_size == 1:
+    if "MASTER_ADDR" not in os.environ:
         _meet_alone()
     dist.init_process_group(
         backend,

@@ -40,7 +40,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+        if getattr(event, "anchor", None):
             problem = "anchors and aliases (& and *) are not allowed; quote the text if it begins with one of them"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         if getattr(event, "tag", None):
@@ -66,6 +66,13 @@ class _StrictDumper(yaml.SafeDumper):
     """SafeDumper that also quotes the texts which _StrictLoader would read as numbers."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes Unicode's own line breaks bare and folds them into blanks on reading.
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_StrictDumper.add_representer(str, _represent_text)
 for _tag, _pattern, _first in _RULES:
     _StrictLoader.add_implicit_resolver(_tag, _pattern, _first)
     _StrictDumper.add_implicit_resolver(_tag, _pattern, _first)

@@ -1,7 +1,8 @@
-"""The layout's arithmetic: who a process is among the others, and how a global batch is split over them."""
+"""The layout's arithmetic: ranks as stages and replicas, a global batch as micro-batches."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -53,11 +54,6 @@ class Topology:
     def stage_id(self) -> int:
         """Which pipeline stage this rank computes, in [0, num_stages)."""
         return self.rank // self.dp_world_size
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the rank that writes logs: rank 0."""
-        return self.rank == 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ def _fitting_sizes(global_batch_size: int, micro_batch_size: int, dp_world_size:
 
 
 def _divisors(number: int) -> list[int]:
-    small = [candidate for candidate in range(1, int(number**0.5) + 1) if number % candidate == 0]
+    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
     return sorted({*small, *(number // candidate for candidate in small)})
 
 

@@ -1,0 +1,176 @@
+"""The command line: from raw text to token shards, and what they hold."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.errors import run_command
+
+_DESCRIPTION = """\
+From raw text to token shards, in two steps:
+
+  python -m data_pipeline tokenizer --input corpus/ --out tokenizer/ --vocab-size 30000
+  python -m data_pipeline build     --input corpus/ --tokenizer tokenizer/ --out shards/
+
+Then look at them and, after copying them, check them:
+
+  python -m data_pipeline inspect shards/
+  python -m data_pipeline verify shards/
+
+Text is read from .txt (a document a line), .jsonl and .parquet (a text field each), .txt and .jsonl also
+compressed by gzip (.gz) or zstd (.zst), and .tar (a WebDataset of .txt or .json members)."""
+
+_EXIT_CODES = "Exit code: 0 when all is well, 1 when `verify` finds damage, 2 for a mistake, named in one line."
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line as a namespace; exits with 2 and a usage line for an unknown option."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline",
+        description=_DESCRIPTION,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_tokenizer(commands)
+    _add_build(commands)
+    verify = commands.add_parser("verify", help="read everything and check every checksum and count")
+    verify.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
+    verify.set_defaults(run=_verify)
+    inspect = commands.add_parser("inspect", help="print what shards hold")
+    inspect.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
+    inspect.add_argument("--examples", type=_natural, default=2, metavar="N", help="decoded documents to print [2]")
+    inspect.set_defaults(run=_inspect)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    options = parse_arguments(arguments)
+    return run_command(lambda: int(options.run(options)))
+
+
+def _add_tokenizer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("tokenizer", help="train a sentencepiece tokenizer on text")
+    _add_input(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the tokenizer folder to make")
+    parser.add_argument(
+        "--vocab-size", type=int, required=True, metavar="N", help="pieces, the special tokens included"
+    )
+    parser.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram", help="[unigram]")
+    parser.add_argument(
+        "--character-coverage", type=float, default=0.9995, metavar="F", help="share of characters to know [0.9995]"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="which lines a large input is sampled by [0]")
+    parser.add_argument("--max-sentences", type=int, metavar="N", help="lines to learn from, drawn evenly [1,000,000]")
+    parser.set_defaults(run=_tokenizer)
+
+
+def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("build", help="tokenize text into shards; started again, it goes on")
+    _add_input(parser)
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="a tokenizer folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the shard folder to make, or go on with"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes [the cores]; the shards do not depend on it"
+    )
+    parser.add_argument("--shard-tokens", type=int, metavar="N", help="tokens a shard [67,108,864]")
+    parser.add_argument("--block-tokens", type=int, metavar="N", help="tokens a block [by the input's size]")
+    parser.add_argument(
+        "--validation-fraction", type=float, metavar="F", help="share of documents held out [0.01]; 0 for none"
+    )
+    parser.set_defaults(run=_build)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders, quoted globs")
+    parser.add_argument(
+        "--document", choices=("line", "blank-line"), default="line", help="what ends a document in .txt [line]"
+    )
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="field or column that holds text [text]")
+    parser.add_argument("--max-document-bytes", type=int, metavar="N", help="refuse a longer document [64 MiB]")
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, object]:
+    """The options that were given: what was left out has its default in the function that is called."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _tokenizer(options: argparse.Namespace) -> int:
+    # Imported when used: --help and a build's worker processes, which load this module again, stay quick.
+    from data_pipeline.tokenizer import train_tokenizer
+
+    names = ("model_type", "character_coverage", "seed", "document", "text_field")
+    tokenizer = train_tokenizer(
+        options.input,
+        out=options.out,
+        vocab_size=options.vocab_size,
+        **_given(options, *names, "max_sentences", "max_document_bytes"),  # type: ignore[arg-type]
+    )
+    print(f"{options.out}: {tokenizer.vocab_size:,} pieces, sha256 {tokenizer.sha256}")
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    from data_pipeline.build import build_shards
+    from data_pipeline.manifest import MANIFEST_FILE
+
+    already_built = (options.out / MANIFEST_FILE).is_file()
+    names = ("workers", "shard_tokens", "block_tokens", "validation_fraction", "document", "text_field")
+    try:
+        manifest = build_shards(
+            options.input,
+            tokenizer=options.tokenizer,
+            out=options.out,
+            **_given(options, *names, "max_document_bytes"),  # type: ignore[arg-type]
+        )
+    except KeyboardInterrupt:
+        print("interrupted; finished shards are kept: run the same again to go on", file=sys.stderr)
+        raise
+    for name, split in manifest.splits.items():
+        print(f"{name}: {split.tokens:,} tokens, {split.documents:,} documents in {len(split.shards)} shards")
+    print(f"{options.out}: {'already built' if already_built else 'built'}, fingerprint {manifest.fingerprint}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from data_pipeline.manifest import load_manifest
+    from data_pipeline.verify import find_damage
+
+    manifest = load_manifest(options.folder)
+    damage = 0
+    for line in find_damage(options.folder, manifest=manifest):
+        print(line, flush=True)
+        damage += 1
+    if damage:
+        print(f"{options.folder}: {damage} damaged; copy those files again, or remove the folder and build it again")
+        return 1
+    splits = manifest.splits.values()
+    print(
+        f"{options.folder}: all well; {sum(len(split.shards) for split in splits)} shards, "
+        f"{sum(split.documents for split in splits):,} documents, {sum(split.tokens for split in splits):,} tokens"
+    )
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from data_pipeline.report import print_report
+
+    print_report(options.folder, examples=options.examples)
+    return 0
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What a build does to one chunk of text, in whichever process: parse, choose the split, tokenize, pack."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import connection, parent_process
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.blocks import EncodedDocuments
+from data_pipeline.manifest import LENGTH_DTYPE, SPLITS, SplitName, token_dtype
+from data_pipeline.text import Chunk, TextOptions, parse_chunk
+from data_pipeline.tokenizer import Tokenizer
+from trainer.errors import UserError
+
+_SPLIT_KEY = b"bertline validation split"
+_HASH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What is the same for every chunk of a build.
+
+    `done` is, for each split, (chunk, document of the chunk) behind the last document in a finished shard: what
+    lies before is not tokenized again.
+    """
+
+    tokenizer: str
+    options: TextOptions
+    validation_fraction: float
+    done: dict[SplitName, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """A tokenized chunk: how many documents it had in all, and those still needed of each split."""
+
+    documents: int
+    splits: dict[SplitName, EncodedDocuments]
+
+
+def encode_chunk(chunk: Chunk, *, number: int, job: EncodeJob) -> EncodedChunk:
+    """Tokenize chunk `number` of the input; raises UserError for bad text."""
+    documents = parse_chunk(chunk, options=job.options)
+    if all((number + 1, 0) <= job.done[split] for split in SPLITS):
+        return EncodedChunk(len(documents), {})
+    held_out = is_validation(documents, fraction=job.validation_fraction)
+    places = np.arange(len(documents), dtype=np.uint32)
+    members: dict[SplitName, npt.NDArray[np.bool_]] = {"train": ~held_out, "validation": held_out}
+    needed: dict[SplitName, npt.NDArray[np.uint32]] = {}
+    for split, member in members.items():
+        done_chunk, done_documents = job.done[split]
+        first = 0 if number > done_chunk else done_documents if number == done_chunk else len(documents)
+        needed[split] = places[member & (places >= first)]
+    tokenizer = _load_tokenizer(job.tokenizer)
+    dtype = token_dtype(tokenizer.vocab_size)
+    return EncodedChunk(
+        len(documents),
+        {split: _encode(documents, chosen, tokenizer=tokenizer, dtype=dtype) for split, chosen in needed.items()},
+    )
+
+
+def is_validation(documents: Sequence[str], *, fraction: float) -> npt.NDArray[np.bool_]:
+    """Which documents are held out, bool [documents]: a function of each text alone, so equal texts stay together."""
+    if fraction == 0.0:
+        return np.zeros(len(documents), np.bool_)
+    limit = min(int(fraction * 2.0 ** (8 * _HASH_BYTES)), 2 ** (8 * _HASH_BYTES) - 1).to_bytes(_HASH_BYTES, "big")
+    return np.fromiter(
+        (
+            hashlib.blake2b(text.encode("utf-8"), digest_size=_HASH_BYTES, key=_SPLIT_KEY).digest() < limit
+            for text in documents
+        ),
+        np.bool_,
+        len(documents),
+    )
+
+
+def start_worker() -> None:
+    """Make a worker process end with its parent, however that ends, and leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def encode_in_worker(chunk: Chunk, number: int, job: EncodeJob) -> EncodedChunk:
+    """`encode_chunk`, with whatever goes wrong as one line that says where: a traceback would not reach the user."""
+    try:
+        return encode_chunk(chunk, number=number, job=job)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"a build worker failed on chunk {number} of the input, in {chunk.path}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(folder: str) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+def _encode(
+    documents: list[str], chosen: npt.NDArray[np.uint32], *, tokenizer: Tokenizer, dtype: npt.DTypeLike
+) -> EncodedDocuments:
+    ids = tokenizer.encode_batch([documents[place] for place in chosen.tolist()])
+    lengths = np.fromiter(map(len, ids), LENGTH_DTYPE, len(ids))
+    tokens = np.concatenate(ids).astype(dtype) if ids else np.empty(0, dtype)
+    kept = lengths > 0
+    return EncodedDocuments(tokens, lengths[kept], chosen[kept])

@@ -1,0 +1,168 @@
+"""The manifest: what a folder of token shards holds, and the fingerprint by which everything refers to it.
+
+It names no path and no time, so that equal shards have equal fingerprints wherever and whenever they were built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+FIELDS = ("lengths", "tokens")
+SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+LENGTH_DTYPE = np.dtype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its file name, size and checksums, and what it holds."""
+
+    name: str
+    bytes: int
+    sha256: str
+    index_sha256: str
+    blocks: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split, in order, with their sums."""
+
+    shards: tuple[Shard, ...]
+    blocks: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says; `fingerprint` is the SHA-256, in hex, of that file's bytes."""
+
+    dtype: np.dtype[Any]
+    block_tokens: int
+    vocab_size: int
+    tokenizer_sha256: str
+    special_token_ids: dict[str, int]
+    splits: dict[str, Split]
+    input_documents: int
+    dropped_documents: int
+    fingerprint: str
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest dtype that holds every id: uint16 up to 65,536 pieces, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def index_name(shard_name: str) -> str:
+    """The name of the index that lies beside a tar."""
+    return f"{shard_name.removesuffix('.tar')}.index.npz"
+
+
+def manifest_bytes(
+    shards: dict[SplitName, Sequence[Shard]],
+    *,
+    block_tokens: int,
+    vocab_size: int,
+    tokenizer_sha256: str,
+    special_token_ids: dict[str, int],
+    input_documents: int,
+) -> bytes:
+    """The manifest's canonical bytes."""
+    splits = {split: {**_sums(shards[split]), "shards": [asdict(shard) for shard in shards[split]]} for split in SPLITS}
+    kept = sum(split["documents"] for split in splits.values())
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "dtype": token_dtype(vocab_size).name,
+        "fields": list(FIELDS),
+        "block_tokens": block_tokens,
+        "tokenizer": {
+            "sha256": tokenizer_sha256,
+            "vocab_size": vocab_size,
+            "special_token_ids": special_token_ids,
+        },
+        "splits": splits,
+        "documents": {"input": input_documents, "without_tokens": input_documents - kept},
+    }
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Read `manifest.json` of a folder of shards; every rank may call it.
+
+    Raises UserError when the folder or the manifest is missing, when it is damaged and when its schema is not ours.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    if not path.parent.is_dir():
+        raise UserError(f"the shard folder {folder} does not exist; make it by `python -m data_pipeline build`")
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no finished shards: {MANIFEST_FILE} is missing; "
+            "run `python -m data_pipeline build` with the same settings to the end"
+        )
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+        version = content["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    if version != SCHEMA_VERSION:
+        age = "older" if isinstance(version, int) and version < SCHEMA_VERSION else "newer"
+        raise UserError(
+            f"{path} has schema_version {version}, {age} than this program's {SCHEMA_VERSION}; "
+            "build the shards again, or use the Bertline that built them"
+        )
+    try:
+        return _parse(content, fingerprint=hashlib.sha256(raw).hexdigest())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _parse(content: dict[str, Any], *, fingerprint: str) -> Manifest:
+    tokenizer = content["tokenizer"]
+    manifest = Manifest(
+        dtype=np.dtype(content["dtype"]),
+        block_tokens=int(content["block_tokens"]),
+        vocab_size=int(tokenizer["vocab_size"]),
+        tokenizer_sha256=str(tokenizer["sha256"]),
+        special_token_ids={str(name): int(token) for name, token in tokenizer["special_token_ids"].items()},
+        splits={name: _parse_split(content["splits"][name]) for name in SPLITS},
+        input_documents=int(content["documents"]["input"]),
+        dropped_documents=int(content["documents"]["without_tokens"]),
+        fingerprint=fingerprint,
+    )
+    if manifest.dtype != token_dtype(manifest.vocab_size):
+        raise ValueError(f"dtype {manifest.dtype} does not go with vocab_size {manifest.vocab_size}")
+    return manifest
+
+
+def _parse_split(content: dict[str, Any]) -> Split:
+    shards = tuple(Shard(**shard) for shard in content["shards"])
+    split = Split(shards, int(content["blocks"]), int(content["documents"]), int(content["tokens"]))
+    if _sums(shards) != {"blocks": split.blocks, "documents": split.documents, "tokens": split.tokens}:
+        raise ValueError("a split's counts are not the sums of its shards'")
+    return split
+
+
+def _sums(shards: Sequence[Shard]) -> dict[str, Any]:
+    return {name: sum(getattr(shard, name) for shard in shards) for name in ("blocks", "documents", "tokens")}
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is damaged: {type(error).__name__}: {error}; copy the shards again, "
+        "or remove it and build again with the same settings"
+    )

@@ -1,0 +1,115 @@
+"""Checking a folder of shards: every file, index, member and count against the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.build import TOKENIZER_FOLDER
+from data_pipeline.manifest import FIELDS, SPLITS, Manifest, Shard
+from data_pipeline.shards import BlockStore, ShardDamage, member_name, read_index
+from data_pipeline.tokenizer import Tokenizer
+from trainer.errors import UserError
+
+_READ_BYTES = 1 << 22
+
+
+def find_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:
+    """One line for each thing that is not as the manifest says: file or member, what was found and expected.
+
+    Everything is read once for the file's checksum and once for its members'. Nothing is given when all is well.
+    """
+    yield from _tokenizer_damage(folder, manifest=manifest)
+    for split in SPLITS:
+        store = BlockStore(folder, manifest=manifest, split=split)
+        first_block = 0
+        for shard in manifest.splits[split].shards:
+            yield from _shard_damage(store, shard=shard, first_block=first_block)
+            first_block += shard.blocks
+
+
+def _tokenizer_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:
+    try:
+        found = Tokenizer.load(folder / TOKENIZER_FOLDER)
+    except UserError as error:
+        yield str(error)
+        return
+    if found.sha256 != manifest.tokenizer_sha256:
+        yield (
+            f"{found.folder}: the sha256 of the tokenizer is {found.sha256[:16]}, "
+            f"where {manifest.tokenizer_sha256[:16]} is expected"
+        )
+
+
+def _shard_damage(store: BlockStore, *, shard: Shard, first_block: int) -> Iterator[str]:
+    path = store.folder / shard.name
+    if not path.is_file():
+        yield f"{path}: the file is missing"
+        return
+    yield from _file_damage(path, shard=shard)
+    try:
+        index = read_index(store.folder, shard=shard)
+    except ShardDamage as damage:
+        yield damage.finding
+        return
+    expected = [
+        (member_name(first_block + block, field=field), int(index.offset[field][block]), int(index.size[field][block]))
+        for block in range(shard.blocks)
+        for field in FIELDS
+    ]
+    yield from _structure_damage(path, expected=expected)
+    for block in range(first_block, first_block + shard.blocks):
+        yield from _block_damage(store, path=path, block=block)
+
+
+def _file_damage(path: Path, *, shard: Shard) -> Iterator[str]:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        yield f"{path}: the size is {size} bytes, where {shard.bytes} are expected"
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
+    if digest.hexdigest() != shard.sha256:
+        yield f"{path}: the sha256 is {digest.hexdigest()[:16]}, where {shard.sha256[:16]} is expected"
+
+
+def _structure_damage(path: Path, *, expected: list[tuple[str, int, int]]) -> Iterator[str]:
+    """The first place where the tar's own headers and the index part."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            found = [(member.name, member.offset_data, member.size) for member in archive]
+    except tarfile.TarError as error:
+        yield f"{path}: the tar's structure is damaged: {error}"
+        return
+    for was, wanted in zip_longest(found, expected):
+        if was != wanted:
+            yield f"{path}: the member (name, offset, size) is {was}, where the index says {wanted}"
+            return
+
+
+def _block_damage(store: BlockStore, *, path: Path, block: int) -> Iterator[str]:
+    arrays = {}
+    for field in FIELDS:
+        try:
+            arrays[field] = store.read_member(block, field=field)
+        except ShardDamage as damage:
+            yield damage.finding
+    if len(arrays) < len(FIELDS):
+        return
+    if not np.array_equal(arrays["lengths"], store.block_lengths(block)):
+        yield f"{path}: {member_name(block, field='lengths')} is not what the index says"
+    if int(arrays["lengths"].sum(dtype=np.int64)) != len(arrays["tokens"]):
+        yield f"{path}: the sum of {member_name(block, field='lengths')} is not the number of tokens"
+    highest = int(arrays["tokens"].max())
+    if highest >= store.manifest.vocab_size:
+        yield (
+            f"{path}: {member_name(block, field='tokens')} holds the id {highest}, "
+            f"beyond the vocabulary of {store.manifest.vocab_size}"
+        )

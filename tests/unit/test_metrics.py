@@ -1,0 +1,98 @@
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.errors import UserError
+from trainer.metrics import METRICS_FILE, TENSORBOARD_DIR, MetricsWriter, drop_records_after, read_records
+
+
+def write_steps(run_dir, steps, *, resume_step=0, loss=1.0):
+    with MetricsWriter(run_dir, is_main=True, resume_step=resume_step, clock=lambda: 12.5) as writer:
+        for step in steps:
+            writer.write({"train/loss": loss / step}, step=step, applied_steps=step)
+
+
+def test_a_record_holds_steps_time_and_values_exactly(tmp_path):
+    write_steps(tmp_path, [3])
+    text = (tmp_path / METRICS_FILE).read_text()
+    assert text == '{"step": 3, "applied_steps": 3, "time_s": 12.5, "train/loss": 0.3333333333333333}\n'
+    assert read_records(tmp_path / METRICS_FILE)[0]["train/loss"] == 1 / 3
+
+
+def test_a_record_is_on_disk_before_the_writer_is_closed(tmp_path):
+    writer = MetricsWriter(tmp_path, is_main=True, resume_step=0)
+    writer.write({"train/loss": 1.0}, step=1, applied_steps=0)
+    assert [record["step"] for record in read_records(tmp_path / METRICS_FILE)] == [1]
+    writer.close()
+    writer.write({"train/loss": 1.0}, step=2, applied_steps=1)
+    assert len(read_records(tmp_path / METRICS_FILE)) == 1
+
+
+def test_a_loss_that_is_no_number_is_kept_as_such(tmp_path):
+    with MetricsWriter(tmp_path, is_main=True, resume_step=0) as writer:
+        writer.write({"train/loss": math.nan, "train/grad_norm": math.inf}, step=1, applied_steps=0)
+    record = read_records(tmp_path / METRICS_FILE)[0]
+    assert math.isnan(record["train/loss"])
+    assert record["train/grad_norm"] == math.inf
+
+
+def test_resuming_writes_no_step_twice(tmp_path):
+    write_steps(tmp_path, range(1, 8))
+    write_steps(tmp_path, range(5, 9), resume_step=4, loss=2.0)
+    records = read_records(tmp_path / METRICS_FILE)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [record["train/loss"] * record["step"] for record in records] == [1.0] * 4 + [2.0] * 4
+
+
+def test_tensorboard_shows_the_same_values_and_forgets_what_was_cut_off(tmp_path):
+    write_steps(tmp_path, range(1, 8))
+    write_steps(tmp_path, range(5, 9), resume_step=4, loss=2.0)
+    events = EventAccumulator(str(tmp_path / TENSORBOARD_DIR), purge_orphaned_data=True)
+    events.Reload()
+    scalars = events.Scalars("train/loss")
+    assert [scalar.step for scalar in scalars] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [scalar.value * scalar.step for scalar in scalars] == pytest.approx([1.0] * 4 + [2.0] * 4)
+    assert {scalar.wall_time for scalar in scalars} == {12.5}
+
+
+def test_a_run_that_starts_again_from_nothing_leaves_nothing_of_the_old_one(tmp_path):
+    write_steps(tmp_path, [1, 2])
+    write_steps(tmp_path, [1])
+    assert len(read_records(tmp_path / METRICS_FILE)) == 1
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "app', '{"step": 2}', '{"step": 2, "x"\n'])
+def test_a_torn_last_line_is_dropped(tmp_path, torn):
+    path = tmp_path / METRICS_FILE
+    path.write_text('{"step": 1}\n' + torn)
+    drop_records_after(path, step=5)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("broken", ["nonsense", "[1]", '{"no": 1}'])
+def test_damage_in_the_middle_is_named_and_left_alone(tmp_path, broken):
+    path = tmp_path / METRICS_FILE
+    content = '{"step": 1}\n' + broken + '\n{"step": 3}\n'
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a metrics record"):
+        MetricsWriter(tmp_path, is_main=True, resume_step=1)
+    assert path.read_text() == content
+
+
+def test_a_file_with_nothing_to_drop_is_not_rewritten(tmp_path):
+    path = tmp_path / METRICS_FILE
+    path.write_text(json.dumps({"step": 1}) + "\n")
+    before = path.stat().st_ino
+    drop_records_after(path, step=1)
+    assert path.stat().st_ino == before
+    drop_records_after(path, step=0)
+    assert path.read_text() == ""
+    assert [file.name for file in tmp_path.iterdir()] == [METRICS_FILE]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    with MetricsWriter(tmp_path / "run", is_main=False, resume_step=0) as writer:
+        writer.write({"train/loss": 1.0}, step=1, applied_steps=1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,26 @@
+"""The arithmetic that training a model takes, counted in FLOPs."""
+
+from __future__ import annotations
+
+from trainer.config import ModelConfig
+
+
+def model_flops(config: ModelConfig, *, tokens: int, sum_squared_document_lengths: int, predicted_tokens: int) -> int:
+    """FLOPs of one forward and backward pass over `tokens` real tokens; padding and recomputation do not count.
+
+    With h = hidden_size, i = intermediate_size, L = num_layers, V = vocab_size, one multiply and add
+    as 2 FLOPs, and documents of lengths n_d, the forward pass takes
+
+        L × (tokens × (8h² + 4hi) + 4h × Σ n_d²) + predicted_tokens × (2h² + 2hV)
+
+    for the query, key, value and output projections (8h²), the feed-forward layers (4hi), the scores
+    and the weighted sum of attention (4h Σ n_d²), the head's transform and its decoder. The backward
+    pass takes twice as much (Chowdhery et al. 2022, appendix B). ValueError when vocab_size is not set.
+    """
+    if config.vocab_size is None:
+        raise ValueError("model_flops needs a model config whose vocab_size is resolved from the tokenizer")
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    projections = tokens * (8 * hidden**2 + 4 * hidden * intermediate)
+    attention = 4 * hidden * sum_squared_document_lengths
+    head = predicted_tokens * (2 * hidden**2 + 2 * hidden * config.vocab_size)
+    return 3 * (config.num_layers * (projections + attention) + head)

@@ -1,0 +1,108 @@
+"""A run's metrics on disk: one JSON object a record in metrics.jsonl, and the same as TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from trainer.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIR = "tensorboard"
+
+
+class MetricsWriter:
+    """Writes `run_dir`/metrics.jsonl and `run_dir`/tensorboard on the main rank; elsewhere it does nothing.
+
+    Records later than `resume_step` are those of a run that was cut off: they are dropped, since the
+    run computes these steps again, and no step stands there twice. A last line torn by the cut goes too.
+    Raises UserError when metrics.jsonl is damaged elsewhere.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, is_main: bool, resume_step: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._file: IO[str] | None = None
+        if not is_main:
+            return
+        # TensorBoard takes more than a second to import; only the rank that writes pays for it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / METRICS_FILE
+        drop_records_after(path, step=resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._tensorboard: Any = SummaryWriter(log_dir=str(run_dir / TENSORBOARD_DIR), purge_step=resume_step + 1)
+
+    def write(self, values: Mapping[str, float], *, step: int, applied_steps: int) -> None:
+        """Append one record, `{"step", "applied_steps", "time_s", **values}`, and hand it to the system at once.
+
+        `time_s` is seconds since 1970. Floats are written so that they read back equal, bit for bit.
+        """
+        if self._file is None:
+            return
+        now = self._clock()
+        record = {"step": step, "applied_steps": applied_steps, "time_s": now, **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._tensorboard.add_scalar(key, value, global_step=step, walltime=now)
+
+    def close(self) -> None:
+        """Close both files; writing afterwards does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._tensorboard.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a metrics.jsonl; a torn last line is left out, other damage is a UserError."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def drop_records_after(path: Path, *, step: int) -> None:
+    """Remove the records later than `step`, and a torn last line, in one atomic replacement of the file."""
+    if not path.exists():
+        return
+    kept = "".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= step)
+    if kept.encode() == path.read_bytes():
+        return
+    draft = path.with_name(f"{path.name}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if lines and not (lines[-1].endswith("\n") and _is_record(lines[-1])):
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        if not _is_record(line):
+            raise UserError(f"{path}:{number}: not a metrics record (a JSON object with a step); remove the line")
+    return lines
+
+
+def _is_record(line: str) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("step"), int)

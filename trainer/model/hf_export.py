@@ -1,0 +1,148 @@
+"""A trained model as a folder that `transformers` loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.config import ModelConfig
+from trainer.errors import UserError
+from trainer.model.encoder import sinusoidal_table
+from trainer.model.hf_config import to_hf_config
+from trainer.model.hf_names import (
+    DECODER_BIAS,
+    POSITION_WEIGHT,
+    TIED_WEIGHT,
+    WORD_WEIGHT,
+    check_weights,
+    hf_names,
+    weight_shapes,
+)
+from trainer.model.hf_tokenizer import export_tokenizer
+
+_MARK = {"exported_by": "bertline"}
+
+
+def export_hf(
+    model_state: Mapping[str, Tensor], *, config: ModelConfig, tokenizer_folder: Path, out: Path, max_seq_len: int
+) -> None:
+    """Write config, weights, tokenizer and a model card into `out`, whole or not at all; called on one rank.
+
+    `model_state` is a model's `state_dict`: the encoder, with the MLM head, the pooler, both or neither.
+    The folder holds a (Megatron)BertForMaskedLM where there is a head, else a (Megatron)BertModel. A former
+    export in `out` is replaced. UserError for weights that do not fit `config`, for a tokenizer that cannot be
+    expressed or is larger than the vocabulary, and for an `out` that holds something else.
+    """
+    _check_out(out)
+    weights = _stored_weights(model_state, config)
+    if max_seq_len > config.max_positions:
+        raise UserError(f"max_seq_len={max_seq_len} is longer than model.max_positions={config.max_positions}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        vocabulary = export_tokenizer(tokenizer_folder, out=partial, max_seq_len=max_seq_len)
+        if vocabulary is not None:
+            weights = _trim_vocabulary(weights, size=vocabulary, tokenizer_folder=tokenizer_folder)
+        _write_model(weights, config.model_copy(update={"vocab_size": len(weights[WORD_WEIGHT])}), partial)
+        _put_in_place(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_out(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        former = json.loads((out / "config.json").read_text(encoding="utf-8")).items() >= _MARK.items()
+    except (OSError, ValueError, AttributeError):
+        former = False
+    if not former:
+        raise UserError(f"{out} exists and is no former export; name another folder or remove it")
+
+
+def _stored_weights(model_state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The weights to store, checked against `config`: by own name, on the CPU, the position table among them."""
+    weights = {name: weight.detach().cpu() for name, weight in model_state.items()}
+    tied = weights.pop(TIED_WEIGHT, None)
+    if tied is not None and WORD_WEIGHT in weights and not torch.equal(tied, weights[WORD_WEIGHT]):
+        raise UserError(f"{TIED_WEIGHT} differs from {WORD_WEIGHT}: the MLM decoder must be the word embedding itself")
+    shapes = weight_shapes(config)
+    absent = {part for part in ("head", "pooler") if not any(name.startswith(f"{part}.") for name in weights)}
+    expected = {name: shape for name, shape in shapes.items() if name.partition(".")[0] not in absent}
+    if config.positions == "sinusoidal" and POSITION_WEIGHT not in weights and WORD_WEIGHT in weights:
+        weights[POSITION_WEIGHT] = sinusoidal_table(config).to(weights[WORD_WEIGHT].dtype)
+    check_weights(weights, expected, source="the model")
+    return weights
+
+
+def _trim_vocabulary(weights: dict[str, Tensor], *, size: int, tokenizer_folder: Path) -> dict[str, Tensor]:
+    """Cut rows beyond the tokenizer's vocabulary, which no text can ever reach."""
+    have = len(weights[WORD_WEIGHT])
+    if have < size:
+        raise UserError(f"the model has vocab_size={have} but {tokenizer_folder} has {size} pieces: not its tokenizer")
+    per_word = {WORD_WEIGHT, DECODER_BIAS} & weights.keys()
+    return weights | {name: weights[name][:size] for name in per_word}
+
+
+def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    has_head = DECODER_BIAS in weights
+    names = hf_names(config)
+    # In a BertForMaskedLM the encoder is the part named `bert`; a BertModel is that part itself.
+    prefix = "bert." if has_head else ""
+    stored = {
+        names[name] if name.startswith("head.") else prefix + names[name]: weight.contiguous()
+        for name, weight in weights.items()
+    }
+    try:
+        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"{folder.parent}: the weights could not be written ({error}); is the disk full?") from None
+    dtype = str(weights[WORD_WEIGHT].dtype).removeprefix("torch.")
+    content = to_hf_config(config, suffix="ForMaskedLM" if has_head else "Model", dtype=dtype) | _MARK
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(config, content["architectures"][0], weights), encoding="utf-8")
+
+
+def _model_card(config: ModelConfig, architecture: str, weights: Mapping[str, Tensor]) -> str:
+    count = sum(weight.numel() for weight in weights.values())
+    if DECODER_BIAS in weights:
+        task, use = "pipeline_tag: fill-mask\n", "pipeline('fill-mask', model='.')('The capital is [MASK].')"
+        load = f"from transformers import pipeline\n\nprint({use})"
+    else:
+        task, load = "", "from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained('.')"
+    pooler = "" if "pooler.dense.weight" in weights else "\nThere is no pooler: none was trained.\n"
+    return f"""---
+library_name: transformers
+{task}---
+# {architecture}, {count / 1e6:.1f} M parameters
+
+{config.num_layers} layers x {config.hidden_size} with {config.num_heads} heads, {config.norm}-norm; a vocabulary of
+{config.vocab_size}; up to {config.max_positions} tokens. Written by Bertline.
+{pooler}
+```python
+{load}
+```
+"""
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename `partial` to `out`; a former export steps aside first, so that no reader meets a mixture."""
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    former = out.with_name(f".{out.name}.former-{os.getpid()}")
+    if out.exists():
+        out.rename(former)
+    partial.rename(out)
+    shutil.rmtree(former, ignore_errors=True)
