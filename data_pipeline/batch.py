@@ -53,9 +53,7 @@ class Batch:
     sum_squared_lengths: int
 
 
-def frame_rows(
-    tokens: npt.NDArray[np.unsignedinteger], plan: PackingPlan, *, cls_id: int, sep_id: int
-) -> PackedBlock:
+def frame_rows(tokens: npt.NDArray[np.unsignedinteger], plan: PackingPlan, *, cls_id: int, sep_id: int) -> PackedBlock:
     """Lay a block's tokens out row by row as the plan says, each piece between [CLS] and [SEP]."""
     length = plan.pieces.length[plan.piece]
     framed = length + FRAME_TOKENS

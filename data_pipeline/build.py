@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
@@ -104,8 +104,6 @@ def _build(
         validation_fraction=record.validation_fraction,
         done={split: (end.chunk, end.document_in_chunk) for split, (_, end) in finished.items()},
     )
-    assemblers = {split: BlockAssembler(block_tokens=record.block_tokens) for split in SPLITS}
-    documents = 0
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(
@@ -114,20 +112,11 @@ def _build(
             for split in SPLITS
         }
         bar = stack.enter_context(BuildProgress(total_bytes=sum(file.size for file in files), enabled=shown))
-        encoded_chunks = stack.enter_context(
+        encoded = stack.enter_context(
             closing(encode_in_order(_chunks(files, options=options), job=job, workers=workers))
         )
-        for number, (done_bytes, encoded) in enumerate(encoded_chunks):
-            for split, part in encoded.splits.items():
-                for block in assemblers[split].add(part, chunk=number, documents_before=documents):
-                    writers[split].write(block)
-            documents += encoded.documents
-            tokens = sum(writer.tokens for writer in writers.values())
-            bar.update(done_bytes=done_bytes, documents=documents, tokens=tokens)
-        for split in SPLITS:
-            for block in assemblers[split].finish():
-                writers[split].write(block)
-            writers[split].finish()
+        documents = _write_shards(encoded, writers=writers, block_tokens=record.block_tokens, bar=bar)
+    _check_splits(writers, fraction=record.validation_fraction, documents=documents, folder=folder)
     content = manifest_bytes(
         {split: writers[split].shards for split in SPLITS},
         block_tokens=record.block_tokens,
@@ -136,8 +125,31 @@ def _build(
         special_token_ids=tokenizer.special_token_ids,
         input_documents=documents,
     )
-    _check_splits(writers, fraction=record.validation_fraction, documents=documents, folder=folder)
     write_atomically(folder / MANIFEST_FILE, content, kept=KEPT)
+
+
+def _write_shards(
+    encoded_chunks: Iterable[tuple[int, EncodedChunk]],
+    *,
+    writers: dict[SplitName, ShardWriter],
+    block_tokens: int,
+    bar: BuildProgress,
+) -> int:
+    """Assemble the chunks, in input order, into the shards of each split; gives the number of documents read."""
+    assemblers = {split: BlockAssembler(block_tokens=block_tokens) for split in SPLITS}
+    documents = 0
+    for number, (done_bytes, encoded) in enumerate(encoded_chunks):
+        for split, part in encoded.splits.items():
+            for block in assemblers[split].add(part, chunk=number, documents_before=documents):
+                writers[split].write(block)
+        documents += encoded.documents
+        tokens = sum(writer.tokens for writer in writers.values())
+        bar.update(done_bytes=done_bytes, documents=documents, tokens=tokens)
+    for split in SPLITS:
+        for block in assemblers[split].finish():
+            writers[split].write(block)
+        writers[split].finish()
+    return documents
 
 
 def encode_in_order(

@@ -43,7 +43,8 @@ class TokenMasker:
 
     def maskable(self, batch: Batch) -> npt.NDArray[np.bool_]:
         """Which tokens of an unmasked batch may be chosen, [B, S]."""
-        return self._maskable.take(batch.input_ids)
+        maskable: npt.NDArray[np.bool_] = self._maskable.take(batch.input_ids)
+        return maskable
 
     def apply(self, batch: Batch) -> Batch:
         """The batch with masked input ids and with labels, [B, S]; rows are told apart by `row_ids` alone."""
@@ -71,4 +72,5 @@ class TokenMasker:
 
 def _limit(rate: float) -> np.uint64:
     """The number of 32-bit draws, of 2**32, that fall under a rate."""
-    return np.uint64(min(round(rate * 2.0**32), 2**32))
+    limit: np.uint64 = np.uint64(round(rate * 2.0**32))
+    return limit

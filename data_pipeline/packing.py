@@ -2,8 +2,8 @@
 
 A document becomes pieces of at most max_seq_len - 2 tokens, each framed by [CLS] and [SEP]. `packed` lays
 pieces together by best-fit decreasing (Johnson, "Near-optimal bin packing algorithms", 1973; for language
-models Krell et al. 2021, arXiv:2107.02027); `padded` gives each piece a row of its own. The number of rows depends only on
-the lengths, not on the shuffle, so it can be counted once and kept.
+models Krell et al. 2021, arXiv:2107.02027); `padded` gives each piece a row of its own. The number of rows
+depends only on the lengths, not on the shuffle, so it can be counted once and kept.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import webdataset
 
 from data_pipeline.atomic import publish, refused_writes, temporary_path, write_atomically
 from data_pipeline.blocks import START, ClosedBlock, Position
@@ -103,6 +102,9 @@ class _OpenShard:
     """One tar being written under its temporary name."""
 
     def __init__(self, path: Path) -> None:
+        # webdataset imports torch, which takes seconds: nobody need wait for it to hear of a mistake.
+        import webdataset
+
         self._path = path
         self._rows = _Rows()
         self.tokens = 0

@@ -125,7 +125,10 @@ class CheckpointReader:
             self.state: Mapping[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / STATE_FILE}: no readable checkpoint ({error}); name a step-* folder") from error
-        self._files = [safe_open(path, framework="pt") for path in sorted(folder.glob("partition-*-of-*.safetensors"))]
+        # Typed as Any: safetensors' file objects carry no types.
+        self._files: list[Any] = [
+            safe_open(path, framework="pt") for path in sorted(folder.glob("partition-*-of-*.safetensors"))
+        ]
         # (kind, parameter) -> its fragments as (first element, element behind the last, file number, key)
         self._pieces: dict[tuple[str, str], list[tuple[int, int, int, str]]] = defaultdict(list)
         for number, file in enumerate(self._files):

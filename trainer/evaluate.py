@@ -14,7 +14,7 @@ from data_pipeline.batch import IGNORED_LABEL, Batch
 from data_pipeline.hashing import Int64Array
 from data_pipeline.masking import TokenMasker
 from data_pipeline.reader import RowReader, validation_batches
-from trainer.model.encoder import BertForMaskedLanguageModel
+from trainer.model.bert import BertForMaskedLanguageModel
 from trainer.step_sums import StepSums
 
 
@@ -61,7 +61,9 @@ class Validation:
             dp_world_size=dp_world_size,
         )
 
-    def run(self, eval_step: Callable[[Batch], StepSums], *, poll: Callable[[], None] | None = None) -> EvaluationResult:
+    def run(
+        self, eval_step: Callable[[Batch], StepSums], *, poll: Callable[[], None] | None = None
+    ) -> EvaluationResult:
         """Evaluate; collective when a process group exists. `poll` is called after each batch."""
         total = torch.zeros(3, dtype=torch.float64)
         for numbers in self._rows:

@@ -114,9 +114,9 @@ def optimizer_scalars(fragments: list[Fragment], base_optimizer: torch.optim.Opt
     scalars: dict[str, float] = {}
     for fragment in fragments:
         for key, value in base_optimizer.state.get(fragment.flat, {}).items():
-            if torch.is_tensor(value) and value.numel() == 1 and value.shape != fragment.flat.shape:
-                if scalars.setdefault(key, float(value)) != float(value):
-                    raise RuntimeError(f"optimiser state {key!r} differs between parameters: {scalars[key]}, {value}")
+            is_scalar = torch.is_tensor(value) and value.numel() == 1 and value.shape != fragment.flat.shape
+            if is_scalar and scalars.setdefault(key, float(value)) != float(value):
+                raise RuntimeError(f"optimiser state {key!r} differs between parameters: {scalars[key]}, {value}")
     return scalars
 
 

@@ -56,7 +56,7 @@ def resolve_package_path(path: str) -> str:
 
 def _settings_key(config: Config, paths: list[str]) -> str:
     tokenizer = config.tokenizer or TokenizerConfig()
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in expand_inputs(paths)]
+    files = [(str(file.path), file.size, file.path.stat().st_mtime_ns) for file in expand_inputs(paths)]
     data = config.data
     settings = {
         "files": files,

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +31,7 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        return self.topology.rank == 0
+        return self.topology.is_main
 
     @property
     def device_name(self) -> str:
@@ -81,11 +82,13 @@ def _set_threads(topology: Topology) -> int:
 def _join(topology: Topology, *, device: torch.device, backend: str) -> None:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed's module prints at import time and through its logger; a run's own lines say what matters.
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls names that newer PyTorch renamed; every call would warn.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*` is deprecated", category=FutureWarning)
+    # Imported here because it looks at DS_ACCELERATOR when it is.
     import deepspeed
     import deepspeed.ops
 
+    # Its logger tells of every start; a run's own lines say what matters.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Compiled at first use, this extension leaves a lock behind when a rank is killed meanwhile, and every later
     # start waits for that lock. Gloo alone serves.

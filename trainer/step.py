@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ class DataParallelStep:
         runtime: Runtime,
         seed: int,
     ) -> None:
+        # Imported here because it must come after the start-up, which tells it which accelerator there is.
+        import deepspeed
+
         self._device = runtime.device
         self._dp_rank = runtime.topology.dp_rank
         self._dp_world_size = runtime.topology.dp_world_size
@@ -48,9 +52,12 @@ class DataParallelStep:
         self._seed = seed
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._base_optimizer = optimizer
-        self._engine, *_ = deepspeed.initialize(
-            model=model.to(runtime.device), optimizer=optimizer, config=dict(plan.config), dist_init_required=False
-        )
+        self._gradient_norm: Tensor | None = None
+        # BF16_Optimizer prints its memory use while it is built.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine, *_ = deepspeed.initialize(
+                model=model.to(runtime.device), optimizer=optimizer, config=dict(plan.config), dist_init_required=False
+            )
 
     def train_step(self, batches: Sequence[Batch], *, step: int, learning_rate: float) -> StepSums:
         """Consume one global batch and update the weights once; returns this rank's sums without waiting for them.
@@ -72,6 +79,9 @@ class DataParallelStep:
         for batch in batches:
             output = self._forward(batch)
             self._engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+            if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                # DeepSpeed keeps no norm at this stage; behind its step the gradients are gone.
+                self._gradient_norm = _norm(self._engine.module)
             self._engine.step()
             loss += output.loss_sum.detach()
         return StepSums(loss=loss, predicted_tokens=predicted, correct_tokens=torch.zeros_like(loss))
@@ -100,7 +110,8 @@ class DataParallelStep:
     @property
     def gradient_norm(self) -> float:
         """L2 norm of the last step's gradient before clipping. Waits for the device."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        norm = self._gradient_norm if self._zero_stage == 0 else self._engine.get_global_grad_norm()
+        return 0.0 if norm is None else float(norm)
 
     @property
     def loss_scale(self) -> float:
@@ -157,6 +168,11 @@ class DataParallelStep:
     def close(self) -> None:
         """Release the engine's hooks and buffers, so that another engine may be made in this process."""
         self._engine.destroy()
+
+
+def _norm(module: nn.Module) -> Tensor:
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def _is_number(value: object) -> bool:

@@ -55,6 +55,11 @@ class Topology:
         """Which pipeline stage this rank computes, in [0, num_stages)."""
         return self.rank // self.dp_world_size
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints and writes for the job: rank 0."""
+        return self.rank == 0
+
 
 @dataclass(frozen=True)
 class BatchPlan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,10 @@ _SYLLABLES = ("ba", "de", "ki", "lo", "mu", "na", "po", "ra", "si", "tu", "ve", 
 def made_up_documents(count: int, *, seed: int = 0, words: int = 30) -> list[str]:
     """Distinct documents of up to `words` words; a few characters are not ASCII."""
     generator = random.Random(seed)
-    vocabulary = ["".join(generator.choices(_SYLLABLES, k=generator.randint(1, 4))) for _ in range(400)] + ["café", "水"]
+    vocabulary = ["".join(generator.choices(_SYLLABLES, k=generator.randint(1, 4))) for _ in range(400)] + [
+        "café",
+        "水",
+    ]
     return [
         f"{number} " + " ".join(generator.choices(vocabulary, k=generator.randint(1, words))) for number in range(count)
     ]
@@ -29,15 +31,17 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 
 
 @lru_cache(maxsize=1)
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    # Kept by the cache, and removed with it when the tests' process ends.
+    return tempfile.TemporaryDirectory(prefix="bertline-test-")
+
+
+@lru_cache(maxsize=1)
 def small_tokenizer() -> Path:
     """The folder of a tokenizer of 300 pieces, trained once for all tests."""
-    folder = Path(tempfile.mkdtemp(prefix="bertline-test-"))
-    try:
-        text = write_lines(folder / "text.txt", made_up_documents(800))
-        train_tokenizer([text], out=folder / "tokenizer", vocab_size=300, progress=False)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+    folder = Path(_folder().name)
+    text = write_lines(folder / "text.txt", made_up_documents(800))
+    train_tokenizer([text], out=folder / "tokenizer", vocab_size=300, progress=False)
     return folder / "tokenizer"
 
 

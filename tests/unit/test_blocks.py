@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_blocks_do_not_depend_on_where_chunks_end(chunks: list[list[int]], block
     again = _assemble(joined, block_tokens=block_tokens)
     assert [block.lengths.tolist() for block in blocks] == [block.lengths.tolist() for block in again]
     assert [block.tokens.tolist() for block in blocks] == [block.tokens.tolist() for block in again]
-    for block, following in zip(blocks, blocks[1:], strict=False):
+    for block, following in itertools.pairwise(blocks):
         assert len(block.tokens) <= block_tokens or len(block.lengths) == 1
         assert len(block.tokens) + int(following.lengths[0]) > block_tokens
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ def _build(text: Path, out: str, **settings: Any) -> Manifest:
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     text = write_lines(tmp_path / "text.txt", made_up_documents(30_000))
-    assert text.stat().st_size > 4 << 20
+    assert text.stat().st_size > 5 << 19, "three chunks"
     settings = {"shard_tokens": 300_000, "block_tokens": None}
     manifests = [_build(text, f"out{workers}", workers=workers, **settings) for workers in (1, 2, 3)]
     one, two, three = (folder_bytes(tmp_path / f"out{workers}") for workers in (1, 2, 3))
     assert one == two == three
-    assert len(manifests[0].splits["train"].shards) > 3
+    assert len(manifests[0].splits["train"].shards) == 3
     assert manifests[0].fingerprint == manifests[1].fingerprint
 
 
@@ -46,6 +47,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> Non
 _KILLER = """
 import os, signal, sys
 from pathlib import Path
+import webdataset  # once, rather than in every fork
 from small_corpus import folder_bytes
 from data_pipeline.build import build_shards
 
@@ -97,17 +99,19 @@ def test_a_build_killed_anywhere_and_started_again_gives_the_same_bytes(text: Pa
 
 
 def test_a_killed_build_with_workers_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
-    text = write_lines(tmp_path / "text.txt", made_up_documents(60_000))
+    text = write_lines(tmp_path / "text.txt", made_up_documents(50_000))
     settings = {**SETTINGS, "shard_tokens": 50_000, "block_tokens": 5000}
     script = (
-        "from data_pipeline.build import build_shards\n"
-        f"if __name__ == '__main__': build_shards([{str(text)!r}], tokenizer={str(small_tokenizer())!r}, "
+        "if __name__ == '__main__':\n"
+        "    from data_pipeline.build import build_shards\n"
+        f"    build_shards([{str(text)!r}], tokenizer={str(small_tokenizer())!r}, "
         f"out={str(tmp_path / 'killed')!r}, workers=2, **{settings!r})"
     )
     (tmp_path / "script.py").write_text(script)
     process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], start_new_session=True)
     while not (tmp_path / "killed/train-000002.index.npz").exists():
         assert process.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.001)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) >= 2
     process.kill()
@@ -120,14 +124,22 @@ def test_a_killed_build_with_workers_leaves_no_process_and_goes_on(tmp_path: Pat
 
 
 def _wait_for_end(pids: list[str]) -> None:
-    for pid in pids:
-        for _ in range(500):
-            if not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text():
-                break
-            signal.sigtimedwait([], 0.01)
-        else:
-            os.kill(int(pid), signal.SIGKILL)
-            raise AssertionError(f"worker {pid} outlived its build")
+    """Wait until the processes are gone; those that stay are ended, and fail the test."""
+    deadline = time.monotonic() + 10.0
+    alive = pids
+    while alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+        alive = [pid for pid in alive if _runs(pid)]
+    for pid in alive:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not alive, "workers outlived their build"
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_finished_shards_are_not_tokenized_again(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,9 +153,7 @@ def test_finished_shards_are_not_tokenized_again(text: Path, monkeypatch: pytest
     from data_pipeline.tokenizer import Tokenizer
 
     encode = Tokenizer.encode_batch
-    monkeypatch.setattr(
-        Tokenizer, "encode_batch", lambda self, texts: (encoded.extend(texts), encode(self, texts))[1]
-    )
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts: (encoded.extend(texts), encode(self, texts))[1])
     assert _build(text, "out", validation_fraction=0.0) == whole
     assert len(encoded) == shards[-1].documents
 
@@ -163,9 +173,7 @@ def test_a_finished_build_returns_at_once(text: Path, monkeypatch: pytest.Monkey
         ({"validation_fraction": 0.2}, "validation_fraction was 0.1, now 0.2"),
     ],
 )
-def test_each_setting_changes_the_build_so_another_is_refused(
-    text: Path, change: dict[str, Any], message: str
-) -> None:
+def test_each_setting_changes_the_build_so_another_is_refused(text: Path, change: dict[str, Any], message: str) -> None:
     first = _build(text, "out")
     with pytest.raises(UserError, match=message):
         _build(text, "out", **change)
@@ -246,7 +254,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(text: Path) -> None:
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this machine does not let a test mount a small file system")
     try:
-        with pytest.raises(UserError, match=r"disk/out/train-00000\d.tar could not be written: No space left") as refused:
+        with pytest.raises(
+            UserError, match=r"disk/out/train-00000\d.tar could not be written: No space left"
+        ) as refused:
             _build(text, "disk/out", shard_tokens=1000)
         assert "finished shards are kept" in str(refused.value)
         assert not list((disk / "out").glob("*.tmp"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -33,6 +35,12 @@ def test_a_weight_depends_on_its_name_not_on_the_weights_before_it() -> None:
     deep = create_model(CONFIG.model_copy(update={"num_layers": 4}), seed=1).state_dict()
     shallow = create_model(CONFIG, seed=1).state_dict()
     assert all(torch.equal(deep[name], weight) for name, weight in shallow.items())
+
+
+def test_weights_of_one_shape_are_drawn_apart() -> None:
+    first, second = (layer.attention for layer in create_model(CONFIG, seed=1).encoder.layers)
+    drawn = [first.query.weight, first.key.weight, first.value.weight, second.query.weight]
+    assert not any(torch.equal(one, other) for one, other in combinations(drawn, 2))
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])

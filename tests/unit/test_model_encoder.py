@@ -100,6 +100,19 @@ def test_dropout_is_active_in_training_only(knob: str) -> None:
     assert not torch.allclose(encode(model), encode(model))
 
 
+def test_dropout_reaches_the_embeddings_and_both_sublayers() -> None:
+    model = encoder(hidden_dropout=0.5).train()
+    flat = (LAYOUT.flatten(INPUT_IDS), LAYOUT.flatten(POSITION_IDS), torch.zeros(9, dtype=torch.int64))
+    assert not torch.equal(model.embeddings(*flat), model.embeddings(*flat))
+    layer = model.layers[0]
+    for silenced in (layer.attention.output, layer.feed_forward.down):
+        # Without one sublayer the other's dropout alone must still show.
+        torch.nn.init.zeros_(silenced.weight)
+        hidden = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+        assert not torch.equal(layer(hidden, LAYOUT.groups), layer(hidden, LAYOUT.groups))
+        torch.nn.init.normal_(silenced.weight)
+
+
 def test_sinusoids_are_the_papers_scaled_to_the_words() -> None:
     table = sinusoidal_table(TINY) / TINY.initializer_range
     assert table.shape == (6, 8)

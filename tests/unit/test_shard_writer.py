@@ -64,13 +64,14 @@ def test_the_index_is_where_the_members_lie(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_finished_shards_and_nothing_else(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ZeroDivisionError),
-        ShardWriter(tmp_path, split="train", shard_tokens=12) as writer,
-    ):
-        for number in range(3):
-            writer.write(_block(number))
-        raise ZeroDivisionError
+    def fail_in_the_second_shard() -> None:
+        with ShardWriter(tmp_path, split="train", shard_tokens=12) as writer:
+            for number in range(3):
+                writer.write(_block(number))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_in_the_second_shard()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train-000000.index.npz", "train-000000.tar"]
 
 

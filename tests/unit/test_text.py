@@ -115,5 +115,5 @@ def test_a_document_of_exactly_the_limit_passes(tmp_path: Path) -> None:
 def test_an_option_that_no_file_heeds_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a"}))
-    with pytest.raises(UserError, match="blank-line applies to .txt only"):
+    with pytest.raises(UserError, match=r"blank-line applies to \.txt only"):
         check_options(expand_inputs([path]), options=TextOptions(document="blank-line"))

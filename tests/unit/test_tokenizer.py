@@ -67,6 +67,16 @@ def test_the_metadata_says_what_fixes_the_ids(text: Path) -> None:
     assert metadata["sentencepiece_version"] == sentencepiece.__version__
 
 
+def test_the_number_of_threads_is_pinned_and_recorded_because_the_model_depends_on_it(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = _train(text)
+    monkeypatch.setattr("data_pipeline.tokenizer.TRAINING_THREADS", 1)
+    other = _train(text, "other")
+    assert other.sha256 != pinned.sha256
+    assert json.loads((other.folder / "bertline_tokenizer.json").read_text())["training_threads"] == 1
+
+
 def test_training_says_nothing_on_stderr(text: Path, capfd: pytest.CaptureFixture[str]) -> None:
     _train(text)
     assert capfd.readouterr() == ("", "")
@@ -140,9 +150,7 @@ def test_an_unfinished_or_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SHARED_ZH.exists(), reason=f"needs the shared Chinese corpus ({SHARED_ZH.name})")
 def test_chinese_text_comes_back(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(
-        [SHARED_ZH], out=tmp_path / "zh", vocab_size=5000, max_sentences=3000, progress=False
-    )
+    tokenizer = train_tokenizer([SHARED_ZH], out=tmp_path / "zh", vocab_size=5000, max_sentences=3000, progress=False)
     (ids,) = tokenizer.encode_batch(["我们的祖国"])
     assert tokenizer.decode(ids) == "我们的祖国"
     assert 1 not in ids

@@ -16,8 +16,6 @@ from trainer.model.encoder import sinusoidal_table
 from trainer.model.hf_config import from_hf_config
 from trainer.model.hf_names import (
     POSITION_WEIGHT,
-    TIED_WEIGHT,
-    WORD_WEIGHT,
     check_weights,
     hf_names,
     weight_shapes,
@@ -35,7 +33,7 @@ class ImportedModel(NamedTuple):
 
     config: ModelConfig
     weights: dict[str, Tensor]
-    """By own name, as stored (type included); ready for `load_state_dict` of the parts that are there."""
+    """By parameter name (the tied decoder is the word embedding), types as stored."""
     missing: tuple[str, ...]
     """Parts without weights in the folder, of "head" and "pooler": they must be trained, nothing is made up."""
     dropped: tuple[str, ...]
@@ -64,8 +62,6 @@ def import_hf(folder: Path) -> ImportedModel:
     if torch.equal(weights[POSITION_WEIGHT], sinusoidal_table(config).to(weights[POSITION_WEIGHT].dtype)):
         config = config.model_copy(update={"positions": "sinusoidal"})
         del weights[POSITION_WEIGHT]
-    if "head" not in missing:
-        weights[TIED_WEIGHT] = weights[WORD_WEIGHT]
     return ImportedModel(config, weights, missing, dropped)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -70,6 +70,11 @@ def barrier_pattern(rules: Iterable[str]) -> str:
     return rf"(?=[\p{{M}}{_ranges(tails)}])(?!\A)(?:{'|'.join(places)})"
 
 
+@lru_cache(maxsize=2)  # a second of work, and nearly every model has the same charsmap
+def _barriers_of(charsmap: bytes) -> str:
+    return barrier_pattern(read_charsmap(charsmap))
+
+
 def _ranges(characters: Iterable[str]) -> str:
     points = sorted(map(ord, characters))
     starts = [point for place, point in enumerate(points) if not place or points[place - 1] != point - 1]
@@ -90,7 +95,7 @@ def build_normalizer(charsmap: bytes) -> Any:
 
     return normalizers.Sequence(
         [
-            normalizers.Replace(Regex(barrier_pattern(read_charsmap(charsmap))), _BARRIER),
+            normalizers.Replace(Regex(_barriers_of(charsmap)), _BARRIER),
             normalizers.Replace(_FULLWIDTH_TILDE, _SET_ASIDE),
             normalizers.NFKC(),
             normalizers.Precompiled(charsmap),

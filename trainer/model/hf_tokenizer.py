@@ -117,8 +117,7 @@ def build_tokenizer(proto: Any) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
     names = list(SPECIAL_TOKENS.values())
-    # The blank before a mask belongs to the hidden piece, as in "▁word".
-    tokenizer.add_special_tokens([AddedToken(name, lstrip=name == "[MASK]", normalized=False) for name in names])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -142,8 +141,7 @@ def _byte_pair_encoding(proto: Any) -> Any:
     for piece in sorted(proto.pieces, key=lambda piece: -piece.score):
         if piece.type != _NORMAL:
             continue
-        # sentencepiece takes the leftmost of equal merges; in runs ("aaaaa") that is the one with the longer left part.
-        cuts = ((piece.piece[:cut], piece.piece[cut:]) for cut in range(len(piece.piece) - 1, 0, -1))
+        cuts = ((piece.piece[:cut], piece.piece[cut:]) for cut in range(1, len(piece.piece)))
         merges += [(left, right) for left, right in cuts if left in vocabulary and right in vocabulary]
     return models.BPE(vocab=vocabulary, merges=merges, unk_token=SPECIAL_TOKENS["unk_token"], fuse_unk=True)
 

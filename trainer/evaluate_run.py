@@ -1,0 +1,48 @@
+"""`trainer evaluate`: a run's held-out loss beside what no context would reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.shards import load_manifest
+from trainer.errors import UserError
+from trainer.evaluate import EvaluationResult, UnigramBaseline, plain_eval_step
+from trainer.export import open_checkpoint
+from trainer.model.create import create_model
+from trainer.model.weights import load_weights
+from trainer.setup import validation_for
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """One checkpoint's result on the recipe's held-out rows, and the baseline on the same tokens."""
+
+    checkpoint: Path
+    result: EvaluationResult
+    baseline: UnigramBaseline
+
+
+def evaluate_run(run_dir: Path, *, which: str, shards: Path | None = None) -> RunEvaluation:
+    """Evaluate a checkpoint in this process alone, in fp32; `shards` replaces the folder the run was trained on."""
+    config, checkpoint = open_checkpoint(run_dir, which=which)
+    folder = shards or Path(checkpoint.state["shards"])
+    manifest = load_manifest(folder)
+    if shards is None and manifest.fingerprint != checkpoint.state["cursor"]["fingerprint"]:
+        raise UserError(
+            f"{folder} is not what the run was trained on (another fingerprint); name the folder to evaluate on by "
+            "--shards DIR if that is meant"
+        )
+    validation = validation_for(config, folder, manifest)
+    if validation is None:
+        raise UserError(f"{run_dir}: its recipe sets evaluation: null, so there are no held-out rows to evaluate")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = create_model(config.model, seed=config.seed)
+    load_weights(model, checkpoint.weights(), source=str(checkpoint.folder))
+    return RunEvaluation(
+        checkpoint=checkpoint.folder,
+        result=validation.run(plain_eval_step(model.to(device), device=device)),
+        baseline=validation.unigram_baseline(vocab_size=manifest.vocab_size),
+    )

@@ -1,0 +1,67 @@
+"""From a run's checkpoint to a folder that `transformers` loads."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from trainer.checkpoint import BEST, CheckpointStore
+from trainer.checkpoint_files import CheckpointReader
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.imported import MODEL_FILE, load_imported
+from trainer.model.hf_export import export_hf
+from trainer.run_folder import load_run
+
+EXPORT_DIR = "export"
+
+
+def require_export() -> None:
+    """Fail now, rather than after days of training, when the export at the end could not be written."""
+    if importlib.util.find_spec("tokenizers") is None:
+        raise UserError(
+            "the export at the end of the run needs the package tokenizers; pip install 'bertline[hf]', or set "
+            "export: false and export later"
+        )
+
+
+def open_checkpoint(run_dir: Path, *, which: str) -> tuple[Config, CheckpointReader]:
+    """A run's resolved recipe and one of its checkpoints: `auto` is the best by validation loss, else the newest."""
+    config = load_run(run_dir)
+    store = CheckpointStore(run_dir / "checkpoints")
+    if which != "auto":
+        return config, CheckpointReader(store.named(which))
+    if store.best_step() is not None:
+        return config, CheckpointReader(store.named(BEST))
+    newest = store.newest_whole(report=print)
+    if newest is None:
+        raise UserError(f"{store.folder} holds no checkpoint yet; train first")
+    return config, CheckpointReader(newest)
+
+
+def export_checkpoint(run_dir: Path, *, which: str, out: Path | None = None) -> Path:
+    """Export a run's checkpoint or an imported model, by default into its `export` folder; one process calls it."""
+    if (run_dir / MODEL_FILE).exists():
+        return _export_imported(run_dir, out=out or run_dir / EXPORT_DIR)
+    config, checkpoint = open_checkpoint(run_dir, which=which)
+    target = out or run_dir / EXPORT_DIR
+    export_hf(
+        checkpoint.weights(),
+        config=config.model,
+        tokenizer_folder=run_dir / "tokenizer",
+        out=target,
+        max_seq_len=config.data.max_seq_len,
+    )
+    return target
+
+
+def _export_imported(folder: Path, *, out: Path) -> Path:
+    model = load_imported(folder)
+    export_hf(
+        model.weights,
+        config=model.config,
+        tokenizer_folder=model.tokenizer,
+        out=out,
+        max_seq_len=model.config.max_positions,
+    )
+    return out

@@ -1,0 +1,167 @@
+"""The training loop: consume a global batch, update, now and then measure, evaluate and save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.batch import Batch
+from trainer.device_peak import device_peak_flops, measure_matmul_peak
+from trainer.errors import UserError
+from trainer.flops import model_flops
+from trainer.memory import peak_memory_gib
+from trainer.metrics import MetricsWriter
+from trainer.progress import ProgressReporter
+from trainer.runtime import Runtime
+from trainer.schedule import learning_rate
+from trainer.setup import Run
+from trainer.step_sums import StepSums
+from trainer.throughput import ThroughputMeter
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PEAK_MEASUREMENT_S = 0.3
+
+
+class Trainer:
+    """Runs a set-up run to its last step; every method is collective."""
+
+    def __init__(self, run: Run, *, metrics: MetricsWriter, progress: ProgressReporter) -> None:
+        self.run = run
+        self._metrics = metrics
+        self._progress = progress
+        self._meter = ThroughputMeter()
+        self._peak_flops = total_peak_flops(run.runtime, run.ds_plan.precision)
+        self._saved_at_s = time.monotonic()
+        self._saved_step = run.state.step
+        self._uncollected_tokens = 0
+
+    def train(self) -> None:
+        """Train to the recipe's last step, then evaluate and save what is not yet saved."""
+        config, state, total = self.run.config, self.run.state, self.run.config.train.steps
+        while state.step < total:
+            with self._meter.waiting_for_data():
+                batches = next(self.run.loader)
+            rate = learning_rate(
+                config.schedule,
+                peak=config.optimizer.learning_rate,
+                applied_steps=state.applied_steps,
+                total_steps=total,
+            )
+            sums = self.run.engine.train_step(batches, step=state.step, learning_rate=rate)
+            state.step += 1
+            state.applied_steps += self.run.engine.was_applied
+            self._count(batches)
+            time_to_save = False
+            if state.step % config.train.log_every_steps == 0 or state.step == total:
+                time_to_save = self._log(sums, learning_rate=rate)
+            else:
+                self._progress.advance(state.step)
+            with self._meter.paused():
+                is_best = self._evaluate_when_due()
+                if is_best or time_to_save or state.step % config.checkpoint.every_steps == 0 or state.step == total:
+                    self.save(is_best=is_best)
+
+    def _count(self, batches: Sequence[Batch]) -> None:
+        tokens = sum(batch.tokens for batch in batches)
+        flops = model_flops(
+            self.run.config.model,
+            tokens=tokens,
+            sum_squared_document_lengths=sum(batch.sum_squared_lengths for batch in batches),
+            predicted_tokens=sum(batch.predicted_tokens for batch in batches),
+        )
+        self._meter.add_step(tokens=tokens, positions=sum(batch.input_ids.size for batch in batches), flops=flops)
+        self._uncollected_tokens += tokens
+
+    def _log(self, sums: StepSums, *, learning_rate: float) -> bool:
+        """Write this step's figures; True when rank 0's clock says that it is time to save."""
+        state, runtime = self.run.state, self.run.runtime
+        minutes = (time.monotonic() - self._saved_at_s) / 60
+        late = runtime.is_main and minutes >= self.run.config.checkpoint.every_minutes
+        own = self._meter.read(peak_flops=self._peak_flops)
+        figures = torch.tensor([*own.values(), float(late)], dtype=torch.float64, device=runtime.device)
+        totals = torch.cat([torch.stack([sums.loss, sums.predicted_tokens]), figures])
+        dist.all_reduce(totals)
+        loss_sum, predicted, *speed, time_to_save = totals.tolist()
+        loss = loss_sum / max(predicted, 1.0)
+        self._collect_tokens()
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": learning_rate,
+            "train/grad_norm": self.run.engine.gradient_norm,
+            "train/loss_scale": self.run.engine.loss_scale,
+            "train/tokens": float(state.tokens),
+            **_over_ranks(dict(zip(own, speed, strict=True)), ranks=runtime.topology.world_size),
+            "memory/peak_gib": peak_memory_gib(runtime.device),
+        }
+        self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
+        self._progress.report(state.step, metrics=values)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss of step {state.step} is {loss}: training diverged; nothing was saved since step "
+                f"{self._saved_step}. Lower optimizer.learning_rate or lengthen schedule.warmup_steps, and start again"
+            )
+        return bool(time_to_save)
+
+    def _collect_tokens(self) -> None:
+        """Add what all ranks consumed since the last time to the run's count."""
+        tokens = torch.tensor(self._uncollected_tokens, dtype=torch.int64, device=self.run.runtime.device)
+        dist.all_reduce(tokens)
+        self.run.state.tokens += int(tokens)
+        self._uncollected_tokens = 0
+
+    def _evaluate_when_due(self) -> bool:
+        """Evaluate at the recipe's steps and at the last one; True when the loss is the least so far."""
+        run, state = self.run, self.run.state
+        if run.validation is None or run.config.evaluation is None:
+            return False
+        if state.step % run.config.evaluation.every_steps and state.step != run.config.train.steps:
+            return False
+        result = run.validation.run(run.engine.eval_step)
+        values = {"validation/loss": result.loss, "validation/accuracy": result.accuracy}
+        self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
+        self._progress.message(
+            f"step {state.step}: validation loss {result.loss:.4f}, masked accuracy {result.accuracy:.1%}"
+        )
+        return state.offer_best(result.loss)
+
+    def save(self, *, is_best: bool) -> None:
+        """Write a checkpoint of the present step."""
+        run = self.run
+        self._collect_tokens()
+        run.checkpoints.save(
+            run.state.step,
+            run.engine.state(),
+            state={
+                **run.state.state_dict(),
+                "cursor": run.loader.state_dict(),
+                "config": run.config.model_dump(),
+                "precision": run.ds_plan.precision,
+                "zero_stage": run.ds_plan.zero_stage,
+                "shards": str(run.shards.absolute()),
+            },
+            topology=run.runtime.topology,
+            keep_last=run.config.checkpoint.keep_last,
+            is_best=is_best,
+        )
+        self._saved_at_s = time.monotonic()
+        self._saved_step = run.state.step
+
+
+def _over_ranks(sums: dict[str, float], *, ranks: int) -> dict[str, float]:
+    """Figures summed over ranks as figures of the job: rates add up, times and shares are means."""
+    return {key: value if key.startswith("throughput/") else value / ranks for key, value in sums.items()}
+
+
+def total_peak_flops(runtime: Runtime, precision: str) -> float:
+    """Matmul peak of all ranks' devices together, FLOP/s: from the makers' figures, else measured; collective."""
+    peak = device_peak_flops(runtime.device_name, precision) if runtime.device.type == "cuda" else None
+    if peak is None:
+        dist.barrier()
+        peak = measure_matmul_peak(runtime.device, _DTYPES[precision], seconds=_PEAK_MEASUREMENT_S)
+    total = torch.tensor(peak, dtype=torch.float64, device=runtime.device)
+    dist.all_reduce(total)
+    return float(total)

@@ -1,0 +1,120 @@
+"""Runs parity cells: one launch a world size, all its cells inside, the losses of every step brought back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.shards import load_manifest
+from trainer.config import Config
+from trainer.ds_config import build_ds_config
+from trainer.errors import UserError
+from trainer.parity import Cell, cell_config
+from trainer.prepare import shards_folder
+from trainer.recipe import dump_config, load_recipe
+from trainer.runtime import Runtime, started
+from trainer.schedule import learning_rate
+from trainer.setup import loader_for, make_engine, resolve
+from trainer.topology import plan_batches, topology_from_env
+
+
+def run_parity(
+    config: Config, cells: Sequence[Cell], *, steps: int, report: Callable[[str], None]
+) -> dict[Cell, list[float]]:
+    """Losses of `steps` steps of every cell; called in one process, which launches the others and waits for them."""
+    for cell in cells:
+        cell_config(config, cell, steps=steps)
+    shards = shards_folder(config, is_main=True, report=report)
+    pinned = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"shards": str(shards), "text": None, "prepared": None}),
+            "tokenizer": None,
+        }
+    )
+    losses: dict[Cell, list[float]] = {}
+    for world_size in sorted({cell.world_size for cell in cells}):
+        mine = [cell for cell in cells if cell.world_size == world_size]
+        report(f"parity: {len(mine)} cells on {world_size} process(es), {steps} steps each")
+        losses.update(_launch(pinned, mine, world_size=world_size, steps=steps))
+    return {cell: losses[cell] for cell in cells}
+
+
+def _launch(config: Config, cells: Sequence[Cell], *, world_size: int, steps: int) -> dict[Cell, list[float]]:
+    with tempfile.TemporaryDirectory(prefix="bertline-parity-") as folder:
+        recipe, wanted, result = (Path(folder) / name for name in ("recipe.yaml", "cells.json", "losses.json"))
+        recipe.write_text(dump_config(config), encoding="utf-8")
+        wanted.write_text(json.dumps([asdict(cell) for cell in cells]), encoding="utf-8")
+        threads = max(1, (os.cpu_count() or 1) // world_size)
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)),
+            *("-m", "trainer.parity_run", str(recipe), str(wanted), str(result), str(steps)),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode or not result.exists():
+            tail = " | ".join(done.stderr.strip().splitlines()[-5:])
+            raise UserError(f"the launch of {world_size} processes ended with exit code {done.returncode}: {tail}")
+        curves: list[list[float]] = json.loads(result.read_text(encoding="utf-8"))
+    return dict(zip(cells, curves, strict=True))
+
+
+def cell_losses(config: Config, cell: Cell, *, shards: Path, runtime: Runtime, steps: int) -> list[float]:
+    """Loss of each of the first `steps` steps in one cell; collective."""
+    manifest = load_manifest(shards)
+    config = resolve(cell_config(config, cell, steps=steps), manifest)
+    topology = runtime.topology
+    batch_plan = plan_batches(
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        dp_world_size=topology.dp_world_size,
+        lanes=config.data.lanes,
+    )
+    ds_plan = build_ds_config(
+        config,
+        topology=topology,
+        batch_plan=batch_plan,
+        device_type=runtime.device.type,
+        bf16_supported=runtime.bf16_supported,
+    )
+    engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
+    loader = loader_for(config, shards, manifest, dp_rank=topology.dp_rank, batch_plan=batch_plan)
+    curve = []
+    applied_steps = 0
+    for step in range(steps):
+        rate = learning_rate(
+            config.schedule, peak=config.optimizer.learning_rate, applied_steps=applied_steps, total_steps=steps
+        )
+        sums = engine.train_step(next(loader), step=step, learning_rate=rate)
+        applied_steps += engine.was_applied
+        totals = torch.stack([sums.loss, sums.predicted_tokens])
+        dist.all_reduce(totals)
+        curve.append(float(totals[0] / totals[1]))
+    loader.close()
+    engine.close()
+    return curve
+
+
+def _work(*, recipe: Path, wanted: Path, result: Path, steps: int) -> None:
+    """One process of a launch: all cells, one after the other, in one process group."""
+    config = load_recipe(str(recipe))
+    cells = [Cell(**cell) for cell in json.loads(wanted.read_text(encoding="utf-8"))]
+    with started(topology_from_env(os.environ), deterministic=config.deterministic) as runtime:
+        curves = [
+            cell_losses(config, cell, shards=Path(str(config.data.shards)), runtime=runtime, steps=steps)
+            for cell in cells
+        ]
+        if runtime.is_main:
+            result.write_text(json.dumps(curves), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _work(recipe=Path(sys.argv[1]), wanted=Path(sys.argv[2]), result=Path(sys.argv[3]), steps=int(sys.argv[4]))

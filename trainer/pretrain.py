@@ -1,0 +1,81 @@
+"""`trainer pretrain`: one process of a training run, from the recipe to the exported encoder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.export import export_checkpoint, require_export
+from trainer.loop import Trainer
+from trainer.metrics import MetricsWriter
+from trainer.prepare import shards_folder
+from trainer.progress import ProgressReporter
+from trainer.run_folder import describe_run
+from trainer.runtime import started
+from trainer.setup import Resume, Run, on_main, set_up
+from trainer.topology import topology_from_env
+
+
+def pretrain(config: Config, *, resume: Resume) -> None:
+    """Train as the recipe says; every process that a launcher started calls it with the same arguments."""
+    topology = topology_from_env(os.environ)
+    progress = ProgressReporter(config.train.steps, start_step=0, is_main=topology.is_main)
+    if config.export:
+        require_export()
+    with _sole_owner(config.run_dir, is_main=topology.is_main):
+        shards = shards_folder(config, is_main=topology.is_main, report=progress.message)
+        with started(topology, deterministic=config.deterministic) as runtime:
+            run = set_up(config, shards=shards, runtime=runtime, resume=resume, report=progress.message)
+            if topology.is_main:
+                describe_run(run.config, plan=run.ds_plan, runtime=runtime)
+                _keep_tokenizer(shards, run.config.run_dir)
+            _train(run)
+            if config.export:
+                on_main(runtime, lambda: export_checkpoint(run.config.run_dir, which="auto"))
+                progress.message(f"exported to {run.config.run_dir / 'export'}")
+
+
+def _train(run: Run) -> None:
+    is_main = run.runtime.is_main
+    with (
+        ProgressReporter(run.config.train.steps, start_step=run.state.step, is_main=is_main) as progress,
+        MetricsWriter(run.config.run_dir, is_main=is_main, resume_step=run.state.step) as metrics,
+    ):
+        try:
+            Trainer(run, metrics=metrics, progress=progress).train()
+        finally:
+            run.loader.close()
+
+
+def _keep_tokenizer(shards: Path, run_dir: Path) -> None:
+    """Copy the tokenizer into the run folder: a run can be exported after its shards are gone."""
+    target = run_dir / "tokenizer"
+    if not target.exists():
+        temporary = run_dir / ".tokenizer.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(shards / "tokenizer", temporary)
+        temporary.rename(target)
+
+
+@contextmanager
+def _sole_owner(run_dir: Path, *, is_main: bool) -> Iterator[None]:
+    """Hold the run folder for this job; the system lets go of it however the job ends."""
+    if not is_main:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{run_dir} is in use by another running job; wait for it, end it, or give this run another name "
+                "(--set name=...)"
+            ) from None
+        yield

@@ -1,0 +1,235 @@
+"""From a recipe to a run that stands ready: data, model, engine, and whatever a checkpoint restores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch.distributed as dist
+
+from data_pipeline.loader import Cursor, TrainLoader
+from data_pipeline.masking import TokenMasker
+from data_pipeline.reader import RowReader
+from data_pipeline.shards import BlockStore, Manifest, load_manifest
+from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint_files import CheckpointReader
+from trainer.config import Config, ModelConfig, data_config_hash
+from trainer.ds_config import DeepSpeedPlan, build_ds_config
+from trainer.errors import UserError
+from trainer.evaluate import Validation
+from trainer.model.create import create_model, parameter_groups
+from trainer.model.weights import load_weights
+from trainer.optim import create_optimizer
+from trainer.runtime import Runtime
+from trainer.state import RunState
+from trainer.step import DataParallelStep
+from trainer.topology import BatchPlan, plan_batches
+
+Resume = Literal["auto", "never"]
+Value = TypeVar("Value")
+
+
+@dataclass
+class Run:
+    """Everything the loop needs; `shards` is the folder the rows come from."""
+
+    config: Config
+    runtime: Runtime
+    shards: Path
+    batch_plan: BatchPlan
+    ds_plan: DeepSpeedPlan
+    engine: DataParallelStep
+    loader: TrainLoader
+    validation: Validation | None
+    checkpoints: CheckpointStore
+    state: RunState
+
+
+def resolve(config: Config, manifest: Manifest) -> Config:
+    """The recipe with the vocabulary size of the shards' tokenizer filled in; UserError when they contradict."""
+    vocab_size = config.model.vocab_size or manifest.vocab_size
+    if vocab_size < manifest.vocab_size:
+        raise UserError(
+            f"model.vocab_size={vocab_size} is smaller than the shards' tokenizer, which has {manifest.vocab_size} "
+            "pieces; leave model.vocab_size out, or build shards with a tokenizer of that size"
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
+
+
+def masker_for(config: Config, manifest: Manifest, *, seed: int) -> TokenMasker:
+    """The recipe's masking over the shards' tokenizer."""
+    objective = config.objective
+    return TokenMasker(
+        vocab_size=manifest.vocab_size,
+        special_ids=sorted(manifest.special_token_ids.values()),
+        mask_id=manifest.special_token_ids["mask"],
+        mask_rate=objective.mask_rate,
+        mask_token_rate=objective.mask_token_rate,
+        random_token_rate=objective.random_token_rate,
+        seed=seed,
+    )
+
+
+def validation_for(
+    config: Config, shards: Path, manifest: Manifest, *, dp_rank: int = 0, dp_world_size: int = 1
+) -> Validation | None:
+    """The recipe's held-out rows, None when it asks for none; UserError when the shards hold none."""
+    evaluation = config.evaluation
+    if evaluation is None:
+        return None
+    if "validation" not in manifest.splits or manifest.splits["validation"].documents == 0:
+        raise UserError(
+            f"{shards} holds no validation documents; build with --validation-fraction 0.01 "
+            "(data.validation_fraction in a recipe with raw text), or set evaluation: null"
+        )
+    reader = RowReader(
+        BlockStore(shards, manifest=manifest, split="validation"),
+        max_seq_len=config.data.max_seq_len,
+        packing=config.data.packing,
+        lanes=config.data.lanes,
+        seed=evaluation.seed,
+    )
+    return Validation(
+        reader,
+        masker_for(config, manifest, seed=evaluation.seed),
+        max_rows=evaluation.max_rows,
+        micro_batch_size=config.train.micro_batch_size,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+    )
+
+
+def loader_for(config: Config, shards: Path, manifest: Manifest, *, dp_rank: int, batch_plan: BatchPlan) -> TrainLoader:
+    """The training rows of one data-parallel rank from row 0."""
+    reader = RowReader(
+        BlockStore(shards, manifest=manifest, split="train"),
+        max_seq_len=config.data.max_seq_len,
+        packing=config.data.packing,
+        lanes=config.data.lanes,
+        seed=config.seed,
+        dp_world_size=batch_plan.dp_world_size,
+    )
+    cursor = Cursor(
+        fingerprint=manifest.fingerprint,
+        data_config_hash=data_config_hash(config),
+        seed=config.seed,
+        phase=0,
+        next_row=0,
+    )
+    return TrainLoader(
+        reader,
+        masker_for(config, manifest, seed=config.seed),
+        cursor=cursor,
+        global_batch_size=batch_plan.global_batch_size,
+        micro_batch_size=batch_plan.micro_batch_size,
+        dp_rank=dp_rank,
+        dp_world_size=batch_plan.dp_world_size,
+        prefetch_batches=config.data.prefetch_batches,
+    )
+
+
+def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, report: Callable[[str], None]) -> Run:
+    """Build a run and restore its newest whole checkpoint; collective. `report` prints on the main rank."""
+    manifest = load_manifest(shards)
+    config = resolve(config, manifest)
+    topology = runtime.topology
+    batch_plan = plan_batches(
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        dp_world_size=topology.dp_world_size,
+        lanes=config.data.lanes,
+    )
+    ds_plan = build_ds_config(
+        config,
+        topology=topology,
+        batch_plan=batch_plan,
+        device_type=runtime.device.type,
+        bf16_supported=runtime.bf16_supported,
+    )
+    for note in ds_plan.notes:
+        report(note)
+    dp = {"dp_rank": topology.dp_rank, "dp_world_size": topology.dp_world_size}
+    loader = loader_for(config, shards, manifest, dp_rank=topology.dp_rank, batch_plan=batch_plan)
+    validation = validation_for(config, shards, manifest, **dp)
+    checkpoints = CheckpointStore(config.run_dir / "checkpoints")
+    found = on_main(runtime, lambda: _find_checkpoint(checkpoints, resume=resume, report=report))
+    source = CheckpointReader(found) if found else None
+    state = RunState()
+    if source is not None:
+        _check_same_model(config.model, source)
+        state.load_state_dict(source.state)
+        loader.load_state_dict(source.state["cursor"])
+        report(f"resuming from {source.folder} at step {state.step}")
+    engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=source)
+    return Run(
+        config=config,
+        runtime=runtime,
+        shards=shards,
+        batch_plan=batch_plan,
+        ds_plan=ds_plan,
+        engine=engine,
+        loader=loader,
+        validation=validation,
+        checkpoints=checkpoints,
+        state=state,
+    )
+
+
+def make_engine(
+    config: Config, *, ds_plan: DeepSpeedPlan, runtime: Runtime, source: CheckpointReader | None
+) -> DataParallelStep:
+    """A new engine with the recipe's initial weights, or with a checkpoint's state; collective."""
+    model = create_model(config.model, seed=config.seed)
+    if source is not None:
+        load_weights(model, source.weights(), source=str(source.folder))
+    optimizer = create_optimizer(
+        config.optimizer,
+        parameter_groups=parameter_groups(model, weight_decay=config.optimizer.weight_decay),
+        device_type=runtime.device.type,
+    )
+    engine = DataParallelStep(model, optimizer, plan=ds_plan, runtime=runtime, seed=config.seed)
+    if source is not None:
+        engine.load_state(source)
+    return engine
+
+
+def on_main(runtime: Runtime, decide: Callable[[], Value]) -> Value:
+    """A value that rank 0 decides and all ranks get, or the UserError it met; collective."""
+    outcome: list[Any] = [None, None]
+    if runtime.is_main:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, src=0, device=runtime.device)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    value: Value = outcome[0]
+    return value
+
+
+def _find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Callable[[str], None]) -> Path | None:
+    if resume == "never":
+        if checkpoints.steps():
+            raise UserError(
+                f"{checkpoints.folder} already holds checkpoints and --resume is never; give the run another name "
+                "(--set name=...), or move the folder away"
+            )
+        return None
+    return checkpoints.newest_whole(report=report)
+
+
+def _check_same_model(model: ModelConfig, source: CheckpointReader) -> None:
+    saved = dict(source.state["config"]["model"])
+    changed = [
+        f"{key}={saved.get(key)!r}, now {value!r}"
+        for key, value in model.model_dump().items()
+        if saved.get(key) != value and "dropout" not in key
+    ]
+    if changed:
+        raise UserError(
+            f"{source.folder} was made with another model (model.{'; model.'.join(changed)}); restore the recipe, or "
+            "start a new run under another name"
+        )

@@ -1,0 +1,28 @@
+"""`trainer show-config`: what DeepSpeed would receive for a recipe on so many processes of this machine's kind."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.config import Config
+from trainer.ds_config import DeepSpeedPlan, build_ds_config
+from trainer.topology import Topology, plan_batches
+
+
+def deepspeed_plan_for(config: Config, *, world_size: int) -> DeepSpeedPlan:
+    """The plan without starting anything; UserError where the layout is impossible."""
+    topology = Topology(rank=0, local_rank=0, world_size=world_size, local_world_size=world_size)
+    batch_plan = plan_batches(
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        dp_world_size=topology.dp_world_size,
+        lanes=config.data.lanes,
+    )
+    use_cuda = torch.cuda.is_available()
+    return build_ds_config(
+        config,
+        topology=topology,
+        batch_plan=batch_plan,
+        device_type="cuda" if use_cuda else "cpu",
+        bf16_supported=use_cuda and torch.cuda.is_bf16_supported(),
+    )

@@ -1,0 +1,37 @@
+"""How far a run has come: the counters that a checkpoint keeps beside weights and cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class RunState:
+    """`step` counts global batches consumed, `applied_steps` those that changed the weights.
+
+    tokens: real tokens consumed by all ranks. best_validation_loss: the least so far, in nats, and its step.
+    """
+
+    step: int = 0
+    applied_steps: int = 0
+    tokens: int = 0
+    best_validation_loss: float | None = None
+    best_step: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters as plain values."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the counters of a checkpoint."""
+        for key in asdict(self):
+            setattr(self, key, state[key])
+
+    def offer_best(self, loss: float) -> bool:
+        """Record a validation loss; True when it is the least so far."""
+        if self.best_validation_loss is not None and loss >= self.best_validation_loss:
+            return False
+        self.best_validation_loss, self.best_step = loss, self.step
+        return True
