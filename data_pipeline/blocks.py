@@ -9,16 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.inputs import Compression, InputFile, Kind
-
-# 960 lanes hold one block each in memory: 960 × 196,608 bytes is under 200 MB.
-_LARGEST_BLOCK_BYTES = 196_608
-# Small corpora get small blocks, so that each of 960 lanes has four; yet a block must be several rows long, or it
-# does not pack well.
-_WANTED_BLOCKS = 960 * 4
-_SMALLEST_BLOCK_TOKENS = 8192
-_BYTES_A_TOKEN = 4
-_EXPANSION: dict[Kind | Compression, int] = {"gzip": 3, "zstd": 3, "parquet": 2}
+# A rank that reads all 960 lanes holds 960 blocks: 960 × 196,608 bytes is under 200 MB. Small corpora get blocks
+# of the same size, since lanes may share a block: larger blocks fill rows better.
+_BLOCK_BYTES = 196_608
 
 
 class Position(NamedTuple):
@@ -54,13 +47,9 @@ class ClosedBlock:
     end: Position
 
 
-def choose_block_tokens(files: list[InputFile], *, dtype: np.dtype[Any]) -> int:
-    """The block size for an input, in tokens, from its files' sizes alone: a multiple of 4,096."""
-    estimate = sum(
-        file.size * _EXPANSION.get(file.compression, _EXPANSION.get(file.kind, 1)) // _BYTES_A_TOKEN for file in files
-    )
-    wanted = estimate // _WANTED_BLOCKS // 4096 * 4096
-    return max(_SMALLEST_BLOCK_TOKENS, min(wanted, _LARGEST_BLOCK_BYTES // dtype.itemsize))
+def default_block_tokens(dtype: np.dtype[Any]) -> int:
+    """The block size, in tokens of this type: 98,304 of uint16, 49,152 of uint32."""
+    return _BLOCK_BYTES // dtype.itemsize
 
 
 class BlockAssembler:

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from data_pipeline.atomic import write_atomically
-from data_pipeline.blocks import BlockAssembler, choose_block_tokens
+from data_pipeline.blocks import BlockAssembler, default_block_tokens
 from data_pipeline.build_record import BuildRecord, begin_build
 from data_pipeline.build_worker import EncodedChunk, EncodeJob, encode_chunk, encode_in_worker, start_worker
 from data_pipeline.inputs import InputFile, expand_inputs
@@ -58,9 +58,9 @@ def build_shards(
 ) -> Manifest:
     """Build token shards in the folder `out`, or go on with an interrupted build there; one process calls this.
 
-    `workers` defaults to the cores this process may use (fewer for a small input), `block_tokens` to what suits the
-    input's size. A finished build of the same input and settings returns at once. Raises UserError for bad input,
-    other settings than those `out` was begun with, a full disk and a killed worker; finished shards are kept.
+    `workers` defaults to the cores this process may use (fewer for a small input), `block_tokens` to 98,304 (uint16)
+    or 49,152 (uint32). A finished build of the same input and settings returns at once. Raises UserError for bad
+    input, other settings than those `out` was begun with, a full disk and a killed worker; finished shards are kept.
     """
     folder = Path(out)
     options = TextOptions(document, text_field, max_document_bytes)
@@ -73,7 +73,7 @@ def build_shards(
         files,
         tokenizer_sha256=loaded.sha256,
         shard_tokens=shard_tokens,
-        block_tokens=block_tokens or choose_block_tokens(files, dtype=token_dtype(loaded.vocab_size)),
+        block_tokens=block_tokens or default_block_tokens(token_dtype(loaded.vocab_size)),
         validation_fraction=validation_fraction,
         document=document,
         text_field=text_field,

@@ -1,4 +1,4 @@
-"""`make demo`: from raw text to an exported encoder that fills in masked words, through the same commands as any run."""
+"""`make demo`: from raw text to an exported encoder that fills in masked words, by the same commands as any run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def _run(command: Sequence[object], *, capture: bool = False) -> str:
         [str(part) for part in command], stdout=subprocess.PIPE if capture else None, text=True, check=False
     )
     if done.returncode:
-        raise UserError(f"`{' '.join(map(str, command))}` ended with exit code {done.returncode}; its own line says why")
+        raise UserError(
+            f"`{' '.join(map(str, command))}` ended with exit code {done.returncode}; its own line says why"
+        )
     return done.stdout or ""
 
 

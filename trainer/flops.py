@@ -11,16 +11,20 @@ def model_flops(config: ModelConfig, *, tokens: int, sum_squared_document_length
     With h = hidden_size, i = intermediate_size, L = num_layers, V = vocab_size, one multiply and add
     as 2 FLOPs, and documents of lengths n_d, the forward pass takes
 
-        L × (tokens × (8h² + 4hi) + 4h × Σ n_d²) + predicted_tokens × (2h² + 2hV)
+        (L - 1) × tokens × (8h² + 4hi) + L × 4h × Σ n_d²
+        + tokens × 6h² + predicted_tokens × (2h² + 4hi) + predicted_tokens × (2h² + 2hV)
 
     for the query, key, value and output projections (8h²), the feed-forward layers (4hi), the scores
-    and the weighted sum of attention (4h Σ n_d²), the head's transform and its decoder. The backward
-    pass takes twice as much (Chowdhery et al. 2022, appendix B). ValueError when vocab_size is not set.
+    and the weighted sum of attention (4h Σ n_d²); the last layer's output projection and feed-forward
+    layers, which only the predicted tokens go through; the head's transform and its decoder. The
+    backward pass takes twice as much (Chowdhery et al. 2022, appendix B). Counting the last layer in
+    full, as is usual, would claim work that is not done. ValueError when vocab_size is not set.
     """
     if config.vocab_size is None:
         raise ValueError("model_flops needs a model config whose vocab_size is resolved from the tokenizer")
     hidden, intermediate = config.hidden_size, config.intermediate_size
-    projections = tokens * (8 * hidden**2 + 4 * hidden * intermediate)
-    attention = 4 * hidden * sum_squared_document_lengths
+    per_token, last_layer = 8 * hidden**2 + 4 * hidden * intermediate, 2 * hidden**2 + 4 * hidden * intermediate
+    projections = (config.num_layers - 1) * tokens * per_token + tokens * 6 * hidden**2 + predicted_tokens * last_layer
+    attention = config.num_layers * 4 * hidden * sum_squared_document_lengths
     head = predicted_tokens * (2 * hidden**2 + 2 * hidden * config.vocab_size)
-    return 3 * (config.num_layers * (projections + attention) + head)
+    return 3 * (projections + attention + head)

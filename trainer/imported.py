@@ -16,7 +16,6 @@ from trainer.checkpoint_files import write_json
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.model.hf_import import ImportedModel, import_hf
-from trainer.model.hf_names import TIED_WEIGHT
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -41,7 +40,7 @@ def import_to(source: Path, *, out: Path) -> ImportedModel:
     partial = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / TOKENIZER_DIR).mkdir(parents=True)
-    weights = {name: weight.contiguous() for name, weight in imported.weights.items() if name != TIED_WEIGHT}
+    weights = {name: weight.contiguous() for name, weight in imported.weights.items()}
     save_file(weights, partial / WEIGHTS_FILE)
     for name in _TOKENIZER_FILES:
         if (source / name).exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipeline.build import build_shards
 from data_pipeline.inputs import expand_inputs
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.tokenizer import METADATA_FILE, train_tokenizer
 from trainer.config import Config, TokenizerConfig, fingerprint
 from trainer.errors import UserError
 
@@ -72,7 +72,7 @@ def _build(config: Config, paths: list[str], *, folder: Path, report: Callable[[
     tokenizer = config.tokenizer or TokenizerConfig()
     data = config.data
     tokenizer_folder = folder / "tokenizer"
-    if not tokenizer_folder.exists():
+    if not (tokenizer_folder / METADATA_FILE).exists():
         report(f"training a tokenizer of {tokenizer.vocab_size} pieces on {len(paths)} input path(s)")
         train_tokenizer(
             paths,

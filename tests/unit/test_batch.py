@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 
 from data_pipeline.batch import assemble, frame_rows
@@ -14,9 +16,7 @@ def packed_block(lengths, *, max_seq_len=8, packing="packed"):
 
 def test_pieces_are_framed_and_keep_their_tokens_in_order():
     block = packed_block([9, 2])
-    rows = [
-        block.tokens[a:b].tolist() for a, b in zip(block.token_starts, block.token_starts[1:], strict=False)
-    ]
+    rows = [block.tokens[a:b].tolist() for a, b in itertools.pairwise(block.token_starts)]
     assert sorted(rows) == [
         [CLS, 100, 101, 102, 103, 104, 105, SEP],
         [CLS, 106, 107, 108, SEP],

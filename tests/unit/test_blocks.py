@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.blocks import BlockAssembler, ClosedBlock, EncodedDocuments, Position, choose_block_tokens
-from data_pipeline.inputs import InputFile
+from data_pipeline.blocks import BlockAssembler, ClosedBlock, EncodedDocuments, Position, default_block_tokens
 
 
 def _assemble(chunks: list[list[int]], *, block_tokens: int) -> list[ClosedBlock]:
@@ -50,13 +48,7 @@ def test_blocks_do_not_depend_on_where_chunks_end(chunks: list[list[int]], block
         assert len(block.tokens) + int(following.lengths[0]) > block_tokens
 
 
-def test_block_size_follows_the_inputs_size_between_its_bounds() -> None:
-    def chosen(size: int, dtype: str = "uint16", compressed: bool = False) -> int:
-        file = InputFile(Path("a"), "text", "gzip" if compressed else "none", size)
-        return choose_block_tokens([file], dtype=np.dtype(dtype))
-
-    assert chosen(1) == 8192
-    assert chosen(10**9) == 61_440
-    assert chosen(10**9, compressed=True) == 98_304
-    assert chosen(10**12) == 98_304
-    assert chosen(10**12, "uint32") == 49_152
+def test_960_blocks_of_the_default_size_stay_under_200_megabytes() -> None:
+    sizes = {dtype: default_block_tokens(np.dtype(dtype)) for dtype in ("uint16", "uint32")}
+    assert sizes == {"uint16": 98_304, "uint32": 49_152}
+    assert 960 * sizes["uint16"] * 2 == 960 * sizes["uint32"] * 4 == 188_743_680

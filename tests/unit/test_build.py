@@ -35,7 +35,7 @@ def _build(text: Path, out: str, **settings: Any) -> Manifest:
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     text = write_lines(tmp_path / "text.txt", made_up_documents(30_000))
     assert text.stat().st_size > 5 << 19, "three chunks"
-    settings = {"shard_tokens": 300_000, "block_tokens": None}
+    settings = {"shard_tokens": 300_000, "block_tokens": 8_192}
     manifests = [_build(text, f"out{workers}", workers=workers, **settings) for workers in (1, 2, 3)]
     one, two, three = (folder_bytes(tmp_path / f"out{workers}") for workers in (1, 2, 3))
     assert one == two == three

@@ -13,17 +13,19 @@ def matmul(rows, inner, columns):
 def test_flops_equal_a_count_of_every_matrix_product():
     documents, predicted = (4, 1, 2), 3
     tokens = sum(documents)
-    layer = 4 * matmul(tokens, 2, 2) + matmul(tokens, 2, 5) + matmul(tokens, 5, 2)
-    layer += sum(matmul(length, 2, length) + matmul(length, length, 2) for length in documents)
+    attention = sum(matmul(length, 2, length) + matmul(length, length, 2) for length in documents)
+    layer = 4 * matmul(tokens, 2, 2) + matmul(tokens, 2, 5) + matmul(tokens, 5, 2) + attention
+    last = 3 * matmul(tokens, 2, 2) + attention
+    last += matmul(predicted, 2, 2) + matmul(predicted, 2, 5) + matmul(predicted, 5, 2)
     head = matmul(predicted, 2, 2) + matmul(predicted, 2, 7)
     found = model_flops(TINY, tokens=tokens, sum_squared_document_lengths=4**2 + 1 + 2**2, predicted_tokens=predicted)
-    assert found == 3 * (3 * layer + head) == 6372
+    assert found == 3 * (2 * layer + last + head) == 5796
 
 
-def test_bert_base_on_a_full_row_agrees_with_six_flops_a_parameter_and_token():
+def test_bert_base_with_every_token_predicted_agrees_with_six_flops_a_parameter_and_token():
     base = ModelConfig(vocab_size=30522)
-    found = model_flops(base, tokens=512, sum_squared_document_lengths=0, predicted_tokens=0)
-    assert found == 6 * 512 * 12 * (4 * 768**2 + 2 * 768 * 3072)
+    found = model_flops(base, tokens=512, sum_squared_document_lengths=0, predicted_tokens=512)
+    assert found == 6 * 512 * (12 * (4 * 768**2 + 2 * 768 * 3072) + 768**2 + 768 * 30522)
 
 
 def test_a_model_without_its_vocabulary_is_refused():

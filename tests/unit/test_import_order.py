@@ -38,9 +38,15 @@ LEVELS = (
         "trainer.step*",
         "trainer.evaluate",
         "trainer.run_folder",
+        "trainer.state",
+        "trainer.imported",
+        "trainer.parity",
+        "trainer.show_config",
     ),
-    ("trainer.loop",),
-    ("trainer.__main__", "data_pipeline.__main__", "cluster.__main__"),
+    ("trainer.setup", "trainer.export"),
+    ("trainer.loop", "trainer.evaluate_run", "trainer.parity_run"),
+    ("trainer.pretrain",),
+    ("trainer.__main__", "trainer.demo", "data_pipeline.__main__", "cluster.__main__"),
 )
 STRANGERS = (("data_pipeline", "trainer.model"), ("data_pipeline", "cluster"), ("trainer.model", "cluster"))
 MAY_IMPORT_DEEPSPEED = ("trainer.model.pipeline*", "trainer.runtime", "trainer.step*")

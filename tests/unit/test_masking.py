@@ -90,9 +90,7 @@ def test_other_rows_seeds_and_phases_have_other_masks():
     assert len(set(masks)) == 4
 
 
-@pytest.mark.parametrize(
-    ("mask_token_rate", "random_token_rate", "expected"), [(1.0, 0.0, {MASK}), (0.0, 0.0, {9})]
-)
+@pytest.mark.parametrize(("mask_token_rate", "random_token_rate", "expected"), [(1.0, 0.0, {MASK}), (0.0, 0.0, {9})])
 def test_the_replacement_rates_reach_their_ends(mask_token_rate, random_token_rate, expected):
     masked = masker(mask_token_rate=mask_token_rate, random_token_rate=random_token_rate).apply(
         batch_of(np.full((4, 512), 9))

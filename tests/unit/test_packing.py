@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,15 +8,13 @@ from data_pipeline.packing import count_rows, cut_documents, plan_rows
 
 
 def plan(lengths, *, max_seq_len=12, packing="packed", seed=0, epoch=0, block=0):
-    return plan_rows(
-        lengths, max_seq_len=max_seq_len, packing=packing, seed=seed, phase=0, epoch=epoch, block=block
-    )
+    return plan_rows(lengths, max_seq_len=max_seq_len, packing=packing, seed=seed, phase=0, epoch=epoch, block=block)
 
 
 def rows_as_lengths(planned) -> list[list[int]]:
     framed = (planned.pieces.length[planned.piece] + 2).tolist()
     starts = planned.row_starts.tolist()
-    return [framed[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    return [framed[a:b] for a, b in itertools.pairwise(starts)]
 
 
 def test_documents_longer_than_a_row_are_cut_into_consecutive_pieces():

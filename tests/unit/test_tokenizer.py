@@ -154,3 +154,10 @@ def test_chinese_text_comes_back(tmp_path: Path) -> None:
     (ids,) = tokenizer.encode_batch(["我们的祖国"])
     assert tokenizer.decode(ids) == "我们的祖国"
     assert 1 not in ids
+
+
+def test_unigram_scores_are_multiples_of_1_256_so_that_their_sums_are_exact(text: Path) -> None:
+    tokenizer = train_tokenizer([text], out=text.parent / "exact", vocab_size=60)
+    scores = [tokenizer.processor.get_score(token) for token in range(tokenizer.vocab_size)]
+    assert any(score != 0 for score in scores)
+    assert all(score * 256 == int(score * 256) for score in scores)
