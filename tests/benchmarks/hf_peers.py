@@ -1,0 +1,45 @@
+"""What users of transformers put together for masked-language modelling: `group_texts` rows and the collator."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+from data_pipeline.tokenizer import MODEL_FILE, SPECIAL_TOKEN_IDS
+from trainer.model.hf_tokenizer import SPECIAL_TOKENS, build_tokenizer, read_sentencepiece
+
+Int64Array = npt.NDArray[np.int64]
+
+# The batch of `datasets.map` in transformers' own example: what is left over of each is dropped.
+_DOCUMENTS_A_GROUP = 1000
+
+
+def masking_collator(tokenizer: Path) -> Any:
+    """transformers' masking collator over our tokenizer, making torch tensors."""
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer(read_sentencepiece(tokenizer / MODEL_FILE)), **SPECIAL_TOKENS
+    )
+    return DataCollatorForLanguageModeling(fast, mlm_probability=0.15)
+
+
+def framed(tokens: npt.NDArray[Any], *, longest: int | None = None) -> Int64Array:
+    """[CLS] tokens [SEP], cut to `longest` ids in all."""
+    body = tokens if longest is None else tokens[: longest - 2]
+    row = np.empty(len(body) + 2, dtype=np.int64)
+    row[0], row[-1] = SPECIAL_TOKEN_IDS["cls"], SPECIAL_TOKEN_IDS["sep"]
+    row[1:-1] = body
+    return row
+
+
+def group_texts(documents: Iterable[npt.NDArray[Any]], *, row_tokens: int) -> Iterator[Int64Array]:
+    """Framed documents laid end to end and cut into full rows, a thousand documents at a time (run_mlm.py's way)."""
+    stream = iter(documents)
+    while group := list(itertools.islice(stream, _DOCUMENTS_A_GROUP)):
+        joined = np.concatenate([framed(tokens) for tokens in group])
+        yield from joined[: len(joined) // row_tokens * row_tokens].reshape(-1, row_tokens)

