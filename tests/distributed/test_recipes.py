@@ -1,0 +1,47 @@
+"""Every recipe that comes along starts, trains two steps, evaluates and saves, in a small form of its own layout."""
+
+import pytest
+from launching import run, trainer_command, write_corpus
+
+from trainer.recipe import RECIPES_DIR, load_recipe
+
+RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "text.txt")
+
+
+def test_the_recipes_are_these():
+    assert RECIPES == ["bert_base", "bert_mini", "demo", "parity"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_opens_with_command_hardware_time_and_result(name):
+    head = (RECIPES_DIR / f"{name}.yaml").read_text().split("\nname:")[0]
+    assert f"{name}" in head.splitlines()[0] or name == "demo"
+    assert all(f"# {part}:" in head for part in ("Hardware", "Time", "Result"))
+    assert all(line.startswith("#") for line in head.splitlines())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_two_steps_on_a_text_of_ones_own(name, corpus, tmp_path):
+    small = {
+        "data.text": f"[{corpus}]",
+        "data.validation_fraction": "0.05",
+        "tokenizer.vocab_size": "70",
+        "schedule.warmup_steps": "1",
+        "train.steps": "2",
+        "train.log_every_steps": "1",
+        "train.global_batch_size": "4",
+        "train.micro_batch_size": "1",
+    }
+    if load_recipe(name).evaluation is not None:
+        small["evaluation.max_rows"] = "4"
+    settings = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    output = run(trainer_command("pretrain", name, *settings, processes=2), cwd=tmp_path)
+    assert "step 2/2" in output
+    run_dir = tmp_path / "runs" / name
+    assert (run_dir / "checkpoints" / "step-00000002" / "checksums.json").exists()
+    assert (run_dir / "export" / "model.safetensors").exists() == load_recipe(name).export
