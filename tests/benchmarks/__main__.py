@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--documents", type=_positive, metavar="N", help="take only the first N documents [all]")
     parser.add_argument(
-        "--vocab-size", type=_positive, default=DEFAULT_VOCAB_SIZE, metavar="N", help="the tokenizer's [30000]"
+        "--vocab-size", type=_positive, default=DEFAULT_VOCAB_SIZE, metavar="N", help="the tokenizer's [%(default)s]"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every rate and figure to this file too")
     return parser.parse_args(arguments)

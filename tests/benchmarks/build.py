@@ -47,6 +47,7 @@ def measure_build(material: Material, *, cores: int, rounds: int) -> Outcome:
         unit="bytes",
         rates=rates,
         figures=(Figure("bertline ÷ sentencepiece", ratio, target=_TARGET_RATIO),),
+        remarks=("bertline's time includes starting its workers, unpacking, parsing, splitting and flushing to disk",),
     )
 
 

@@ -66,6 +66,7 @@ def measure_loader(material: Material, *, rounds: int, seconds: float = 1.0) -> 
         unit="tokens",
         rates=rates,
         figures=(speed, *ratios, Figure("share of a row that is not padding", ours.fill, unit="")),
+        remarks=("bertline's turn is a whole epoch, reading and packing of every block included",),
     )
 
 

@@ -26,5 +26,5 @@ def describe_machine() -> dict[str, str]:
 
 def _processor() -> str:
     lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.exists() else []
-    facts = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
-    return facts.get("model name") or platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()

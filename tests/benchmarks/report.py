@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 110
+_NAME_WIDTH = 52
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def print_report(machine: Mapping[str, str], outcomes: Iterable[Outcome]) -> Non
         for remark in outcome.remarks:
             console.print(remark)
         console.print(_rates_table(outcome))
+        console.print()
         console.print(_figures_table(outcome))
 
 
@@ -70,10 +72,10 @@ def as_json(machine: Mapping[str, str], outcomes: Iterable[Outcome]) -> dict[str
 
 
 def _rates_table(outcome: Outcome) -> Table:
-    table = _table("measured", f"{outcome.unit}/s, median", "lowest", "highest", "rounds")
+    table = _table("measured", f"{outcome.unit}/s, median", "lowest", "highest")
     for name, rates in outcome.rates.items():
         values = (median(rates), min(rates), max(rates))
-        table.add_row(name, *(f"{value:,.0f}" for value in values), str(len(rates)))
+        table.add_row(name, *(f"{value:,.0f}" for value in values))
     return table
 
 
@@ -87,7 +89,7 @@ def _figures_table(outcome: Outcome) -> Table:
 
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-    table.add_column(first, width=56, no_wrap=True)
+    table.add_column(first, width=_NAME_WIDTH, no_wrap=True)
     for other in others:
         table.add_column(other, justify="right", no_wrap=True)
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from statistics import mean
 from typing import Any
@@ -24,10 +24,10 @@ from trainer.model.hf_config import to_hf_config
 from trainer.runtime import Runtime, started
 from trainer.setup import loader_for, make_engine, resolve
 from trainer.step import DataParallelStep
-from trainer.topology import plan_batches, topology_from_env
+from trainer.topology import BatchPlan, plan_batches, topology_from_env
 
 ROW_TOKENS = 128
-BATCH_ROWS = 32
+_BATCH_ROWS = 32
 ZERO_STAGES = (0, 1)
 _POOL_BATCHES = 16
 _PADDED = "HF, padded, documents cut at 128"
@@ -35,78 +35,94 @@ _GROUPED = "HF, group_texts, full rows"
 _TARGETS = {_PADDED: 3.0, _GROUPED: 2.2}
 
 
-def measure_step(material: Material, *, cores: int, rounds: int, seconds: float = 2.5) -> Outcome:
+def measure_step(
+    material: Material, *, cores: int, rounds: int, seconds: float = 2.5, batch_rows: int = _BATCH_ROWS
+) -> Outcome:
     """Tokens a second that are not padding, in fp32, with `cores` threads.
 
     Whoever trains, the batches lie ready in memory, have about equally many tokens and are masked at 15 %; the
     update clips the gradient's norm to 1 and is torch's fused AdamW.
     """
     torch.manual_seed(0)
+    config = _config(material, batch_rows=batch_rows)
+    ours = _own_batches(config, material)
+    peers = _peer_batches(material, tokens=mean(batch.tokens for batch in ours))
     with ExitStack() as stack:
         runtime = stack.enter_context(started(topology_from_env({}), deterministic=False))
-        config = _config(material, zero_stage=0)
-        ours = _own_batches(config, material)
-        contenders = [
-            Contender(_own_name(stage), _own_work(_own_engine(material, stage, runtime, stack), ours))
-            for stage in ZERO_STAGES
-        ]
-        for name, batches in _peer_batches(material, tokens=mean(batch.tokens for batch in ours)).items():
+        contenders = []
+        for stage in ZERO_STAGES:
+            engine = stack.enter_context(closing(_own_engine(config, stage, runtime)))
+            contenders.append(Contender(_own_name(stage), _own_work(engine, ours)))
+        for name, batches in peers.items():
             model = BertForMaskedLM(BertConfig(**to_hf_config(config.model, suffix="ForMaskedLM", dtype="float32")))
             contenders.append(Contender(name, _peer_work(model.train().to(runtime.device), batches)))
         rates = race(contenders, rounds=rounds, seconds=seconds, label="step")
-    figures = [
-        Figure(f"{_own_name(stage)} ÷ {name}", paired_ratio(rates[_own_name(stage)], rates[name]), target=target)
-        for stage in ZERO_STAGES
-        for name, target in _TARGETS.items()
-    ]
     shape = config.model
     return Outcome(
         title=(
-            f"Training step: {shape.num_layers} layers × {shape.hidden_size}, vocabulary "
-            f"{shape.vocab_size:,}, about {BATCH_ROWS * ROW_TOKENS:,} tokens an update, fp32, {cores} threads"
+            f"Training step: {shape.num_layers} layers × {shape.hidden_size}, vocabulary {shape.vocab_size:,}, "
+            f"about {batch_rows * ROW_TOKENS:,} tokens an update, fp32, {cores} threads"
         ),
         unit="tokens",
         rates=rates,
-        figures=tuple(figures),
+        figures=_figures(rates),
+        remarks=(_padding_remark(ours, peers),),
     )
+
+
+def _figures(rates: Mapping[str, Sequence[float]]) -> tuple[Figure, ...]:
+    return tuple(
+        Figure(f"{own} ÷ {name}", paired_ratio(rates[own], rates[name]), target=target)
+        for own in map(_own_name, ZERO_STAGES)
+        for name, target in _TARGETS.items()
+    )
+
+
+def _padding_remark(ours: Sequence[Batch], peers: Mapping[str, Sequence[Any]]) -> str:
+    tokens_and_positions = {
+        "bertline": [(batch.tokens, batch.input_ids.size) for batch in ours],
+        **{name: [(_tokens(batch), batch["input_ids"].numel()) for batch in peers[name]] for name in peers},
+    }
+    shares = {name: 1.0 - np.divide(*np.sum(counts, axis=0)) for name, counts in tokens_and_positions.items()}
+    return "padding: " + " · ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
 def _own_name(stage: int) -> str:
     return f"bertline, ZeRO-{stage}"
 
 
-def _config(material: Material, *, zero_stage: int) -> Config:
+def _config(material: Material, *, batch_rows: int) -> Config:
     config = Config(
         name="bench",
         data=DataConfig(shards=str(material.shards), max_seq_len=ROW_TOKENS),
         model=ModelConfig(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024, max_positions=ROW_TOKENS),
-        train=TrainConfig(steps=1, global_batch_size=BATCH_ROWS, micro_batch_size=BATCH_ROWS),
-        engine=EngineConfig(ds_config=f"zero{zero_stage}", precision="fp32"),
+        train=TrainConfig(steps=1, global_batch_size=batch_rows, micro_batch_size=batch_rows),
     )
     return resolve(config, load_manifest(material.shards))
 
 
+def _batch_plan(config: Config) -> BatchPlan:
+    rows = config.train.global_batch_size
+    return plan_batches(global_batch_size=rows, micro_batch_size=rows, dp_world_size=1, lanes=config.data.lanes)
+
+
 def _own_batches(config: Config, material: Material) -> list[Batch]:
-    batch_plan = plan_batches(
-        global_batch_size=BATCH_ROWS, micro_batch_size=BATCH_ROWS, dp_world_size=1, lanes=config.data.lanes
-    )
     manifest = load_manifest(material.shards)
-    with closing(loader_for(config, material.shards, manifest, dp_rank=0, batch_plan=batch_plan)) as loader:
+    loader = loader_for(config, material.shards, manifest, dp_rank=0, batch_plan=_batch_plan(config))
+    with closing(loader):
         return [batch for step in itertools.islice(loader, _POOL_BATCHES) for batch in step]
 
 
-def _own_engine(material: Material, stage: int, runtime: Runtime, stack: ExitStack) -> DataParallelStep:
-    config = _config(material, zero_stage=stage)
+def _own_engine(config: Config, zero_stage: int, runtime: Runtime) -> DataParallelStep:
+    engine = EngineConfig(ds_config=f"zero{zero_stage}", precision="fp32")
     ds_plan = build_ds_config(
-        config,
+        config.model_copy(update={"engine": engine}),
         topology=runtime.topology,
-        batch_plan=plan_batches(
-            global_batch_size=BATCH_ROWS, micro_batch_size=BATCH_ROWS, dp_world_size=1, lanes=config.data.lanes
-        ),
+        batch_plan=_batch_plan(config),
         device_type=runtime.device.type,
         bf16_supported=runtime.bf16_supported,
     )
-    return stack.enter_context(closing(make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)))
+    return make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
 
 
 def _own_work(engine: DataParallelStep, batches: Sequence[Batch]) -> Callable[[], int]:
@@ -154,8 +170,13 @@ def _peer_work(model: torch.nn.Module, batches: Sequence[Any]) -> Callable[[], i
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        float(loss)
-        mask = batch.get("attention_mask")
-        return int(batch["input_ids"].numel() if mask is None else mask.sum())
+        float(loss.detach())
+        return _tokens(batch)
 
     return work
+
+
+def _tokens(batch: Any) -> int:
+    """Tokens of a collated batch that are not padding."""
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())

@@ -21,7 +21,7 @@ class Contender:
 
     name: str
     work: Callable[[], int]
-    begin: Callable[[], None] = _nothing
+    begin: Callable[[], object] = _nothing
 
 
 def race(
