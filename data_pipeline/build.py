@@ -12,7 +12,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from data_pipeline.atomic import write_atomically
@@ -164,10 +165,15 @@ def encode_in_order(
         for number, (tag, chunk) in enumerate(chunks):
             yield tag, encode_chunk(chunk, number=number, job=job)
         return
-    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
+    executor = ProcessPoolExecutor(workers, mp_context=_worker_context(), initializer=start_worker)
     try:
         under_way: deque[tuple[int, Future[EncodedChunk]]] = deque()
+        first_worker = executor.submit(os.getpid)
         for number, (tag, chunk) in enumerate(chunks):
+            if not under_way and not first_worker.done():
+                # The workers are still starting: this process would only wait for them.
+                yield tag, encode_chunk(chunk, number=number, job=job)
+                continue
             under_way.append((tag, executor.submit(encode_in_worker, chunk, number, job)))
             if len(under_way) >= workers * _CHUNKS_A_WORKER:
                 tag, future = under_way.popleft()
@@ -181,6 +187,15 @@ def encode_in_order(
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _worker_context() -> BaseContext:
+    """Workers forked from a server that has imported what they need once; plain forks of a threaded parent may hang."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["data_pipeline.build_worker"])
+    return context
 
 
 def _suitable_workers(files: list[InputFile]) -> int:

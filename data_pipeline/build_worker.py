@@ -21,7 +21,6 @@ from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
 
 _SPLIT_KEY = b"bertline validation split"
-_HASH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,10 @@ def is_validation(documents: Sequence[str], *, fraction: float) -> npt.NDArray[n
     """Which documents are held out, bool [documents]: a function of each text alone, so equal texts stay together."""
     if fraction == 0.0:
         return np.zeros(len(documents), np.bool_)
-    limit = min(int(fraction * 2.0 ** (8 * _HASH_BYTES)), 2 ** (8 * _HASH_BYTES) - 1).to_bytes(_HASH_BYTES, "big")
+    # Digests compare as byte strings, so the first bytes decide.
+    limit = min(int(fraction * 2.0**64), 2**64 - 1).to_bytes(8, "big")
     return np.fromiter(
-        (
-            hashlib.blake2b(text.encode("utf-8"), digest_size=_HASH_BYTES, key=_SPLIT_KEY).digest() < limit
-            for text in documents
-        ),
+        (hashlib.sha256(_SPLIT_KEY + text.encode("utf-8")).digest() < limit for text in documents),
         np.bool_,
         len(documents),
     )
@@ -117,6 +114,6 @@ def _encode(
 ) -> EncodedDocuments:
     ids = tokenizer.encode_batch([documents[place] for place in chosen.tolist()])
     lengths = np.fromiter(map(len, ids), LENGTH_DTYPE, len(ids))
-    tokens = np.concatenate(ids).astype(dtype) if ids else np.empty(0, dtype)
+    tokens = np.concatenate(ids, dtype=dtype, casting="unsafe") if ids else np.empty(0, dtype)
     kept = lengths > 0
     return EncodedDocuments(tokens, lengths[kept], chosen[kept])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,9 @@ from data_pipeline.shards import BlockStore
 def block_row_counts(store: BlockStore, *, max_seq_len: int, packing: Packing) -> Int64Array:
     """Rows a block, int64 [blocks]; any number of ranks may call it at once, none waits for another."""
     path = _path(store, max_seq_len=max_seq_len, packing=packing)
-    if path.exists():
-        kept: Int64Array = np.load(path, allow_pickle=False)
-        if kept.dtype == np.int64 and kept.shape == (store.num_blocks,):
-            return kept
+    kept = _kept(path)
+    if kept is not None and kept.dtype == np.int64 and kept.shape == (store.num_blocks,):
+        return kept
     counts = np.fromiter(
         (count_rows(lengths, max_seq_len=max_seq_len, packing=packing) for lengths in store.iter_lengths()),
         dtype=np.int64,
@@ -33,14 +34,26 @@ def _path(store: BlockStore, *, max_seq_len: int, packing: Packing) -> Path:
     return store.folder / f"rows-{store.split}-{packing}-{max_seq_len}-{store.manifest.fingerprint[:16]}.npy"
 
 
+def _kept(path: Path) -> Int64Array | None:
+    """The counts of an earlier run, None when there are none or the file is damaged: they can be made again."""
+    try:
+        counts: Int64Array = np.load(path, allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return counts
+
+
 def _keep(path: Path, counts: Int64Array) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Ranks of several hosts may write at once.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:
             np.save(file, counts, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except PermissionError:
+    except OSError as error:
         # Shards on a read-only file system are legitimate; the counts are then made again in each run.
-        temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
+
+from isal import isal_zlib
 
 from data_pipeline.inputs import InputFile
 from trainer.errors import UserError
 
 BLOCK_BYTES = 1 << 20
-# zstd gives out all that one piece of input holds, however much that is; small pieces keep a bomb small.
-_ZSTD_INPUT_BYTES = 1 << 16
+# zlib's largest window, behind a gzip header and before a gzip checksum.
+_GZIP_WINDOW = 31
+# A decompressor gives out all that one piece of input holds, however much that is; small pieces keep a bomb small.
+_COMPRESSED_BYTES = 1 << 16
 
 
 def byte_blocks(handle: BinaryIO, *, file: InputFile) -> Iterator[bytes]:
@@ -22,21 +24,29 @@ def byte_blocks(handle: BinaryIO, *, file: InputFile) -> Iterator[bytes]:
     damaged, and when zstandard is not installed.
     """
     if file.compression == "gzip":
-        return _gzip_blocks(handle, file=file)
+        return _even_blocks(_gzip_pieces(handle, file=file))
     if file.compression == "zstd":
         return _even_blocks(_zstd_pieces(handle, file=file))
     return iter(lambda: handle.read(BLOCK_BYTES), b"")
 
 
-def _gzip_blocks(handle: BinaryIO, *, file: InputFile) -> Iterator[bytes]:
+def _gzip_pieces(handle: BinaryIO, *, file: InputFile) -> Iterator[bytes]:
+    """The members of a gzip file, end to end; zeros may stand behind each. Four times as fast as gzip.GzipFile."""
+    member = isal_zlib.decompressobj(_GZIP_WINDOW)
+    first, begun = True, False
     try:
-        with gzip.GzipFile(fileobj=handle) as stream:
-            # GzipFile may give fewer bytes than asked, and how many depends on Python's version.
-            yield from _even_blocks(iter(lambda: stream.read(BLOCK_BYTES), b""))
-    except EOFError as error:
-        raise _damaged(file, "is cut short: the gzip stream has no end") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+        while data := handle.read(_COMPRESSED_BYTES):
+            while data := data if first or begun else data.lstrip(b"\0"):
+                first = False
+                yield member.decompress(data)
+                begun = not member.eof
+                data = member.unused_data
+                if member.eof:
+                    member = isal_zlib.decompressobj(_GZIP_WINDOW)
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub forgets the base class
         raise _damaged(file, f"is not valid gzip: {error}") from error
+    if begun:
+        raise _damaged(file, "is cut short: the gzip stream has no end")
 
 
 def _zstd_pieces(handle: BinaryIO, *, file: InputFile) -> Iterator[bytes]:
@@ -47,7 +57,7 @@ def _zstd_pieces(handle: BinaryIO, *, file: InputFile) -> Iterator[bytes]:
     try:
         frame = zstandard.ZstdDecompressor().decompressobj()
         begun = False
-        while data := handle.read(_ZSTD_INPUT_BYTES):
+        while data := handle.read(_COMPRESSED_BYTES):
             while data:
                 yield frame.decompress(data)
                 begun = not frame.eof

@@ -18,11 +18,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from data_pipeline.atomic import write_atomically
 from data_pipeline.inputs import expand_inputs
-from data_pipeline.progress import status
 from data_pipeline.sentences import SENTENCE_BYTES, sample_sentences, sentences
 from data_pipeline.text import DEFAULT_MAX_DOCUMENT_BYTES, DocumentRule, TextOptions, check_options, iter_documents
 from trainer.errors import UserError
@@ -148,6 +146,9 @@ def train_tokenizer(
     options = TextOptions(document, text_field, max_document_bytes)
     files = expand_inputs(paths)
     check_options(files, options=options)
+    # Every build worker imports this module, and only training shows its progress.
+    from data_pipeline.progress import status
+
     with status("reading text for the tokenizer", enabled=progress):
         sample = sample_sentences(sentences(iter_documents(files, options=options)), size=max_sentences, seed=seed)
     if not sample:
@@ -216,6 +217,9 @@ def _with_exact_scores(model: bytes) -> bytes:
     Sums of such scores are exact in 32-bit and in 64-bit floats alike, so that another implementation, which
     adds in the other width, breaks no tie differently and segments every text as sentencepiece does.
     """
+    # Every build worker imports this module, and only training needs the messages.
+    from sentencepiece import sentencepiece_model_pb2
+
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model)
     for piece in proto.pieces:
