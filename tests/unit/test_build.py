@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from small_corpus import folder_bytes, made_up_documents, small_tokenizer, write
 from data_pipeline.build import build_shards, encode_in_order
 from data_pipeline.build_worker import EncodeJob
 from data_pipeline.manifest import Manifest
-from data_pipeline.text import TextOptions
+from data_pipeline.text import LineChunk, TextOptions
 from trainer.errors import UserError
 
 SETTINGS: dict[str, Any] = {"shard_tokens": 4000, "block_tokens": 500, "validation_fraction": 0.1, "progress": False}
@@ -231,8 +232,8 @@ def test_bad_text_in_mid_build_keeps_finished_shards(text: Path) -> None:
     assert not [name for name in names if name.endswith(".tmp")]
 
 
-class _Deadly:
-    """A chunk that ends the process it arrives in."""
+class _Deadly(LineChunk):
+    """A chunk that ends the process it is sent to."""
 
     def __reduce__(self) -> tuple[Any, tuple[int]]:
         return os._exit, (9,)
@@ -241,7 +242,9 @@ class _Deadly:
 def test_a_killed_worker_fails_the_build_in_one_line() -> None:
     job = EncodeJob(str(small_tokenizer()), TextOptions(), 0.0, {"train": (0, 0), "validation": (0, 0)})
     with pytest.raises(UserError, match="a build worker was killed") as refused:
-        list(encode_in_order(iter([(0, _Deadly())] * 20), job=job, workers=2))  # type: ignore[list-item]
+        chunk = _Deadly("deadly.txt", is_json=False, payload=b"text\n", first_line=1, offset=0, input_position=5)
+        # Without end, since this process encodes too until the first worker stands ready.
+        list(encode_in_order(itertools.repeat((0, chunk)), job=job, workers=2))
     assert "\n" not in str(refused.value)
 
 

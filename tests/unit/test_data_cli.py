@@ -107,7 +107,8 @@ def test_from_text_to_verified_shards(corpus: Path, tmp_path: Path) -> None:
 
     tar = tmp_path / "shards/train-000000.tar"
     damaged = bytearray(tar.read_bytes())
-    damaged[2300] ^= 1
+    with tarfile.open(tar) as members:
+        damaged[members.getmember("000000.tokens.npy").offset_data + 200] ^= 1
     tar.write_bytes(damaged)
     done = _run("verify", "shards", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
