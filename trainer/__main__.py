@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,16 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code: 0, 1 when parity is off, 2 for a mistake, named in one line."""
     options = parse_arguments(arguments)
-    return run_command(lambda: int(options.run(options)), may_print=_may_print)
-
-
-def _may_print() -> bool:
-    # torch takes seconds to import; a mistake found before it was needed must not wait for it.
-    if "torch" not in sys.modules:
-        return os.environ.get("RANK", "0") == "0"
-    from trainer.runtime import claim_report
-
-    return claim_report()
+    return run_command(lambda: int(options.run(options)))
 
 
 def _add_recipe(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:

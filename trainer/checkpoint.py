@@ -100,9 +100,11 @@ class CheckpointStore:
         state: dict[str, Any],
         topology: Topology,
         keep_last: int,
-        is_best: bool,
+        best_step: int | None,
     ) -> None:
         """Write a checkpoint from all ranks' parts, flip the pointers and remove what is no longer kept.
+
+        `best_step` is the step, this one or an earlier one, whose checkpoint is kept apart as the best.
 
         Collective. Either the whole folder appears under its name or nothing does; what one rank cannot write
         ends all ranks with one UserError and leaves the earlier checkpoints as they are.
@@ -130,9 +132,9 @@ class CheckpointStore:
                 temporary.rename(self.path(step))
                 fsync_path(self.folder)
                 self._point(LATEST, step)
-                if is_best:
-                    self._point(BEST, step)
-                self._rotate(keep_last)
+                if best_step in self.steps() and best_step != self.best_step():
+                    self._point(BEST, best_step)
+                self._rotate(step, keep_last=keep_last)
             return []
 
         records: list[FileRecord] = []
@@ -168,8 +170,13 @@ class CheckpointStore:
         temporary.replace(self.folder / pointer)
         fsync_path(self.folder)
 
-    def _rotate(self, keep_last: int) -> None:
-        best = self.best_step()
-        for step in self.steps()[:-keep_last]:
-            if step != best:
+    def _rotate(self, newest: int, *, keep_last: int) -> None:
+        """Keep the best and the last ones up to step `newest`.
+
+        Later ones were damaged when the run resumed behind them: kept, they would push out whole ones.
+        """
+        steps = self.steps()
+        kept = {*[step for step in steps if step <= newest][-keep_last:], self.best_step()}
+        for step in steps:
+            if step > newest or step not in kept:
                 remove_folder(self.path(step))

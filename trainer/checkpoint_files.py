@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -63,13 +63,18 @@ def write_json(path: Path, value: object) -> FileRecord:
 def write_partition(folder: Path, tensors: dict[str, Tensor], *, rank: int, world_size: int) -> FileRecord:
     """Write one rank's fragments durably."""
     path = folder / f"partition-{rank:05d}-of-{world_size:05d}.safetensors"
+    write_tensors(path, tensors)
+    return record_file(path)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file durably."""
     try:
         save_file(tensors, path)
-    except Exception as error:
+    except SafetensorError as error:
         # safetensors wraps the system's refusal (a full disk, say) in an error of its own.
         raise OSError(None, f"{error}", str(path)) from error
     fsync_path(path)
-    return record_file(path)
 
 
 def record_file(path: Path) -> FileRecord:
@@ -92,22 +97,23 @@ def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, naming the file, or None when every checksum holds."""
     try:
         sealed = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
-        version, files = sealed["schema_version"], dict(sealed["files"])
+        version = sealed["schema_version"]
+        files = [FileRecord(name, **expected) for name, expected in sealed["files"].items()]
     except FileNotFoundError:
         return f"{CHECKSUMS_FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{CHECKSUMS_FILE} cannot be read"
     if version != SCHEMA_VERSION:
         return f"its format is version {version}, this program reads version {SCHEMA_VERSION}"
-    for name, expected in files.items():
-        path = folder / name
+    for expected in files:
+        path = folder / expected.name
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if record_file(path).crc32 != expected["crc32"]:
-            return f"{name} does not match its checksum"
-    return None
+            return f"{expected.name} is missing"
+        if path.stat().st_size != expected.bytes:
+            return f"{expected.name} has {path.stat().st_size} bytes instead of {expected.bytes}"
+        if record_file(path).crc32 != expected.crc32:
+            return f"{expected.name} does not match its checksum"
+    return None if STATE_FILE in {expected.name for expected in files} else f"{CHECKSUMS_FILE} cannot be read"
 
 
 def remove_folder(folder: Path) -> None:

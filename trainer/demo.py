@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -43,8 +45,14 @@ def _say(text: str) -> None:
 
 
 def _run(command: Sequence[object], *, capture: bool = False) -> str:
+    # Without a GPU the launcher would warn, in each of its processes, that it found none.
+    environment = os.environ if shutil.which("nvidia-smi") else {"DS_ACCELERATOR": "cpu", **os.environ}
     done = subprocess.run(
-        [str(part) for part in command], stdout=subprocess.PIPE if capture else None, text=True, check=False
+        [str(part) for part in command],
+        env=environment,
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise UserError(

@@ -1,9 +1,10 @@
-"""The one exception a user is meant to see, and how it is printed."""
+"""The errors that a user is meant to see, and how they are printed."""
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 USER_ERROR_EXIT_CODE = 2
@@ -13,24 +14,49 @@ class UserError(Exception):
     """A mistake or a condition that the user can mend: one line saying what, where, the rule and the fix."""
 
 
-def run_command(command: Callable[[], int], *, may_print: Callable[[], bool] | None = None) -> int:
+class ReportedError(Exception):
+    """A failure that one rank of the job has printed already; the command ends quietly with `exit_code`."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def run_command(command: Callable[[], int]) -> int:
     """Run a command line's body and turn what a user can mend into one line and exit code 2.
 
-    Every rank of a job meets the same mistake, so one prints it: the first of which `may_print` is true, by
-    default rank 0. A full disk and other refusals of the operating system are conditions of the machine, not of
-    this program: one line too.
+    Before the ranks of a job have met, each meets the same mistake and rank 0 prints it; afterwards they agree on
+    who does (`trainer.runtime.started`).
     """
     try:
         return command()
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
+    except ReportedError as error:
+        return error.exit_code
+    except (UserError, OSError) as error:
+        if _one_line(error) is None:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        message = f"{error.strerror or error}:{where or ' (while reading or writing)'}"
+        return print_error(error) if os.environ.get("RANK", "0") == "0" else USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         return 130
-    if os.environ.get("RANK", "0") == "0" if may_print is None else may_print():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def print_error(error: Exception) -> int:
+    """Print what a user can mend as one line, anything else with its traceback; gives the exit code, 2 or 1."""
+    message = _one_line(error)
+    if message is None:
+        traceback.print_exception(error)
+        return 1
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return USER_ERROR_EXIT_CODE
+
+
+def _one_line(error: Exception) -> str | None:
+    """The line for a user; None where only a programmer can help.
+
+    A full disk and other refusals of the operating system are conditions of the machine, not of this program.
+    """
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
+        return None
+    return f"{error.strerror or error}: {error.filename or '(while reading or writing)'}"

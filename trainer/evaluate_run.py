@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data_pipeline.shards import load_manifest
+from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.evaluate import EvaluationResult, UnigramBaseline, plain_eval_step
 from trainer.export import open_checkpoint
@@ -34,6 +35,12 @@ def evaluate_run(run_dir: Path, *, which: str, shards: Path | None = None) -> Ru
         raise UserError(
             f"{folder} is not what the run was trained on (another fingerprint); name the folder to evaluate on by "
             "--shards DIR if that is meant"
+        )
+    tokenizer = Tokenizer.load(run_dir / "tokenizer")
+    if manifest.tokenizer_sha256 != tokenizer.sha256:
+        raise UserError(
+            f"{folder} was built with another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}) than {run_dir} was "
+            f"trained with ({tokenizer.sha256[:12]}); build the text with --tokenizer {tokenizer.folder}"
         )
     validation = validation_for(config, folder, manifest)
     if validation is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from functools import partial
 from pathlib import Path
 
 from trainer.checkpoint import BEST, CheckpointStore
@@ -33,7 +35,8 @@ def open_checkpoint(run_dir: Path, *, which: str) -> tuple[Config, CheckpointRea
         return config, CheckpointReader(store.named(which))
     if store.best_step() is not None:
         return config, CheckpointReader(store.named(BEST))
-    newest = store.newest_whole(report=print)
+    # Standard output is for results: `evaluate --json` is read by programs.
+    newest = store.newest_whole(report=partial(print, file=sys.stderr))
     if newest is None:
         raise UserError(f"{store.folder} holds no checkpoint yet; train first")
     return config, CheckpointReader(newest)
@@ -42,6 +45,10 @@ def open_checkpoint(run_dir: Path, *, which: str) -> tuple[Config, CheckpointRea
 def export_checkpoint(run_dir: Path, *, which: str, out: Path | None = None) -> Path:
     """Export a run's checkpoint or an imported model, by default into its `export` folder; one process calls it."""
     if (run_dir / MODEL_FILE).exists():
+        if which != "auto":
+            raise UserError(
+                f"{run_dir} is an imported model, which has no checkpoint {which!r}; leave --checkpoint out"
+            )
         return _export_imported(run_dir, out=out or run_dir / EXPORT_DIR)
     config, checkpoint = open_checkpoint(run_dir, which=which)
     target = out or run_dir / EXPORT_DIR

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.checkpoint_files import write_json
+from trainer.checkpoint_files import write_json, write_tensors
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.model.hf_import import ImportedModel, import_hf
@@ -40,13 +40,15 @@ def import_to(source: Path, *, out: Path) -> ImportedModel:
     partial = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / TOKENIZER_DIR).mkdir(parents=True)
-    weights = {name: weight.contiguous() for name, weight in imported.weights.items()}
-    save_file(weights, partial / WEIGHTS_FILE)
-    for name in _TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, partial / TOKENIZER_DIR / name)
-    write_json(partial / MODEL_FILE, imported.config.model_dump())
-    partial.rename(out)
+    try:
+        write_tensors(partial / WEIGHTS_FILE, {name: weight.contiguous() for name, weight in imported.weights.items()})
+        for name in _TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copyfile(source / name, partial / TOKENIZER_DIR / name)
+        write_json(partial / MODEL_FILE, imported.config.model_dump())
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return imported
 
 

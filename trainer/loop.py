@@ -55,15 +55,15 @@ class Trainer:
             state.step += 1
             state.applied_steps += self.run.engine.was_applied
             self._count(batches)
-            time_to_save = False
-            if state.step % config.train.log_every_steps == 0 or state.step == total:
-                time_to_save = self._log(sums, learning_rate=rate)
+            time_to_save = state.step % config.checkpoint.every_steps == 0 or state.step == total
+            # Logged before it is saved: a diverged run must not replace the last good checkpoint.
+            if time_to_save or state.step % config.train.log_every_steps == 0:
+                time_to_save |= self._log(sums, learning_rate=rate)
             else:
                 self._progress.advance(state.step)
             with self._meter.paused():
-                is_best = self._evaluate_when_due()
-                if is_best or time_to_save or state.step % config.checkpoint.every_steps == 0 or state.step == total:
-                    self.save(is_best=is_best)
+                if self._evaluate_when_due() or time_to_save:
+                    self.save()
 
     def _count(self, batches: Sequence[Batch]) -> None:
         tokens = sum(batch.tokens for batch in batches)
@@ -128,7 +128,7 @@ class Trainer:
         )
         return state.offer_best(result.loss)
 
-    def save(self, *, is_best: bool) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the present step."""
         run = self.run
         self._collect_tokens()
@@ -145,7 +145,7 @@ class Trainer:
             },
             topology=run.runtime.topology,
             keep_last=run.config.checkpoint.keep_last,
-            is_best=is_best,
+            best_step=run.state.best_step,
         )
         self._saved_at_s = time.monotonic()
         self._saved_step = run.state.step

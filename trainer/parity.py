@@ -52,7 +52,13 @@ def all_cells(
     precisions: Sequence[str],
     grad_accum_steps: Sequence[int],
 ) -> list[Cell]:
-    """Every combination, the reference (fp32, fewest processes, lowest stage, fewest micro-batches) first."""
+    """Every combination, the reference (fp32, fewest processes, lowest stage, fewest micro-batches) first.
+
+    UserError for a number that no layout has.
+    """
+    for name, numbers in (("world-sizes", world_sizes), ("accumulations", grad_accum_steps)):
+        if min(numbers) < 1:
+            raise UserError(f"--{name} {min(numbers)} is too small; it must be at least 1")
     cells = {
         Cell(world_size=world, zero_stage=stage, precision=precision, grad_accum_steps=accumulation)
         for world, stage, precision, accumulation in itertools.product(
@@ -66,6 +72,8 @@ def all_cells(
 
 def cell_config(config: Config, cell: Cell, *, steps: int) -> Config:
     """The recipe in one cell's layout, deterministic parts only; UserError where the batch cannot be split so."""
+    if steps < 1:
+        raise UserError(f"--steps {steps} leaves nothing to compare; it must be at least 1")
     rows_at_once = cell.world_size * cell.grad_accum_steps
     if config.train.global_batch_size % rows_at_once:
         raise UserError(

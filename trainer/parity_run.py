@@ -17,7 +17,7 @@ import torch.distributed as dist
 from data_pipeline.shards import load_manifest
 from trainer.config import Config
 from trainer.ds_config import build_ds_config
-from trainer.errors import UserError
+from trainer.errors import UserError, run_command
 from trainer.parity import Cell, cell_config
 from trainer.prepare import shards_folder
 from trainer.recipe import dump_config, load_recipe
@@ -33,7 +33,7 @@ def run_parity(
     """Losses of `steps` steps of every cell; called in one process, which launches the others and waits for them."""
     for cell in cells:
         cell_config(config, cell, steps=steps)
-    shards = shards_folder(config, is_main=True, report=report)
+    shards = shards_folder(config, report=report)
     pinned = config.model_copy(
         update={
             "data": config.data.model_copy(update={"shards": str(shards), "text": None, "prepared": None}),
@@ -61,8 +61,12 @@ def _launch(config: Config, cells: Sequence[Cell], *, world_size: int, steps: in
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or not result.exists():
-            tail = " | ".join(done.stderr.strip().splitlines()[-5:])
-            raise UserError(f"the launch of {world_size} processes ended with exit code {done.returncode}: {tail}")
+            lines = done.stderr.strip().splitlines()
+            # What a rank says of a mistake stands above what the launcher says of its end.
+            said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-5:]
+            raise UserError(
+                f"the launch of {world_size} processes ended with exit code {done.returncode}: {' | '.join(said)}"
+            )
         curves: list[list[float]] = json.loads(result.read_text(encoding="utf-8"))
     return dict(zip(cells, curves, strict=True))
 
@@ -103,7 +107,7 @@ def cell_losses(config: Config, cell: Cell, *, shards: Path, runtime: Runtime, s
     return curve
 
 
-def _work(*, recipe: Path, wanted: Path, result: Path, steps: int) -> None:
+def _work(*, recipe: Path, wanted: Path, result: Path, steps: int) -> int:
     """One process of a launch: all cells, one after the other, in one process group."""
     config = load_recipe(str(recipe))
     cells = [Cell(**cell) for cell in json.loads(wanted.read_text(encoding="utf-8"))]
@@ -114,7 +118,9 @@ def _work(*, recipe: Path, wanted: Path, result: Path, steps: int) -> None:
         ]
         if runtime.is_main:
             result.write_text(json.dumps(curves), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    _work(recipe=Path(sys.argv[1]), wanted=Path(sys.argv[2]), result=Path(sys.argv[3]), steps=int(sys.argv[4]))
+    _recipe, _wanted, _result = map(Path, sys.argv[1:4])
+    sys.exit(run_command(lambda: _work(recipe=_recipe, wanted=_wanted, result=_result, steps=int(sys.argv[4]))))

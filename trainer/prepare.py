@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from data_pipeline.build import build_shards
 from data_pipeline.inputs import expand_inputs
+from data_pipeline.manifest import MANIFEST_FILE
 from data_pipeline.tokenizer import METADATA_FILE, train_tokenizer
 from trainer.config import Config, TokenizerConfig, fingerprint
 from trainer.errors import UserError
 
 PACKAGE_SCHEME = "package:"
-_HEARTBEAT_S = 2.0
-_SILENCE_S = 60.0
 
 
-def shards_folder(config: Config, *, is_main: bool, report: Callable[[str], None]) -> Path:
-    """The folder of token shards, made first if the recipe names raw text.
+def shards_folder(config: Config, *, report: Callable[[str], None]) -> Path:
+    """The folder of token shards, made first if the recipe names raw text; one process calls it.
 
-    Every rank calls it before the process group exists: the main rank builds, the others wait for its files
-    without any collective, so that a build may take hours. What is there from an earlier run is reused while the
-    text files and the settings are the same. Raises UserError for bad input, on the waiting ranks too when the
-    main rank falls silent.
+    What is there from an earlier run is reused while the text files and the settings are the same. Raises UserError
+    for bad input.
     """
     if config.data.shards is not None:
         return Path(config.data.shards)
     paths = [resolve_package_path(path) for path in config.data.text or []]
     base = Path(config.data.prepared) if config.data.prepared else config.run_dir / "data"
     folder = base / _settings_key(config, paths)
-    shards = folder / "shards"
-    if (shards / "manifest.json").exists():
-        return shards
-    if is_main:
-        with _Heartbeat(folder):
-            _build(config, paths, folder=folder, report=report)
-    else:
-        _wait_for(shards / "manifest.json", heartbeat=folder / _Heartbeat.NAME)
-    return shards
+    if not (folder / "shards" / MANIFEST_FILE).exists():
+        _build(config, paths, folder=folder, report=report)
+    return folder / "shards"
 
 
 def resolve_package_path(path: str) -> str:
@@ -93,45 +82,3 @@ def _build(config: Config, paths: list[str], *, folder: Path, report: Callable[[
         document=data.document,
         text_field=data.text_field,
     )
-
-
-class _Heartbeat:
-    """Touches a file while the main rank works, so that waiting ranks can tell work from death."""
-
-    NAME = ".preparing"
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / self.NAME
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bertline-heartbeat", daemon=True)
-
-    def _run(self) -> None:
-        while True:
-            self._path.touch()
-            if self._stop.wait(_HEARTBEAT_S):
-                return
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._path.unlink(missing_ok=True)
-
-
-def _wait_for(path: Path, *, heartbeat: Path) -> None:
-    """Wait until `path` exists; give up when the heartbeat does not change for `_SILENCE_S` of this host's time."""
-    last_beat: int | None = None
-    heard_at = time.monotonic()
-    while not path.exists():
-        beat = heartbeat.stat().st_mtime_ns if heartbeat.exists() else None
-        if beat is not None and beat != last_beat:
-            last_beat, heard_at = beat, time.monotonic()
-        if time.monotonic() - heard_at > _SILENCE_S:
-            raise UserError(
-                f"{path} did not appear: rank 0, which prepares the data, has shown no sign of life for "
-                f"{_SILENCE_S:.0f} s; see its own error, and check that all hosts share this folder"
-            )
-        time.sleep(0.2)

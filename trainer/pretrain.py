@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from data_pipeline.build import TOKENIZER_FOLDER
+from data_pipeline.manifest import load_manifest
+from data_pipeline.tokenizer import Tokenizer, copy_tokenizer
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.export import export_checkpoint, require_export
@@ -17,8 +19,8 @@ from trainer.metrics import MetricsWriter
 from trainer.prepare import shards_folder
 from trainer.progress import ProgressReporter
 from trainer.run_folder import describe_run
-from trainer.runtime import started
-from trainer.setup import Resume, Run, on_main, set_up
+from trainer.runtime import on_main, started
+from trainer.setup import Resume, Run, set_up
 from trainer.topology import topology_from_env
 
 
@@ -28,17 +30,20 @@ def pretrain(config: Config, *, resume: Resume) -> None:
     progress = ProgressReporter(config.train.steps, start_step=0, is_main=topology.is_main)
     if config.export:
         require_export()
-    with _sole_owner(config.run_dir, is_main=topology.is_main):
-        shards = shards_folder(config, is_main=topology.is_main, report=progress.message)
-        with started(topology, deterministic=config.deterministic) as runtime:
-            run = set_up(config, shards=shards, runtime=runtime, resume=resume, report=progress.message)
-            if topology.is_main:
-                describe_run(run.config, plan=run.ds_plan, runtime=runtime)
-                _keep_tokenizer(shards, run.config.run_dir)
-            _train(run)
-            if config.export:
-                on_main(runtime, lambda: export_checkpoint(run.config.run_dir, which="auto"))
-                progress.message(f"exported to {run.config.run_dir / 'export'}")
+    with ExitStack() as held, started(topology, deterministic=config.deterministic) as runtime:
+
+        def prepare() -> Path:
+            held.enter_context(_sole_owner(config.run_dir))
+            return shards_folder(config, report=progress.message)
+
+        run = set_up(config, shards=on_main(runtime, prepare), runtime=runtime, resume=resume, report=progress.message)
+        if topology.is_main:
+            describe_run(run.config, plan=run.ds_plan, runtime=runtime)
+            _keep_tokenizer(run.shards, run.config.run_dir)
+        _train(run)
+        if config.export:
+            on_main(runtime, lambda: export_checkpoint(run.config.run_dir, which="auto"))
+            progress.message(f"exported to {run.config.run_dir / 'export'}")
 
 
 def _train(run: Run) -> None:
@@ -55,20 +60,18 @@ def _train(run: Run) -> None:
 
 def _keep_tokenizer(shards: Path, run_dir: Path) -> None:
     """Copy the tokenizer into the run folder: a run can be exported after its shards are gone."""
-    target = run_dir / "tokenizer"
-    if not target.exists():
-        temporary = run_dir / ".tokenizer.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(shards / "tokenizer", temporary)
-        temporary.rename(target)
+    tokenizer = Tokenizer.load(shards / TOKENIZER_FOLDER)
+    if tokenizer.sha256 != load_manifest(shards).tokenizer_sha256:
+        raise UserError(
+            f"{tokenizer.folder} is not the tokenizer that {shards} was built with (another sha256); copy the shards "
+            "again, or build them anew"
+        )
+    copy_tokenizer(tokenizer, folder=run_dir / "tokenizer")
 
 
 @contextmanager
-def _sole_owner(run_dir: Path, *, is_main: bool) -> Iterator[None]:
+def _sole_owner(run_dir: Path) -> Iterator[None]:
     """Hold the run folder for this job; the system lets go of it however the job ends."""
-    if not is_main:
-        yield
-        return
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as lock:
         try:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.atomic import write_atomically
 from trainer.checkpoint_files import write_json
 from trainer.config import Config
 from trainer.ds_config import DeepSpeedPlan
@@ -23,7 +24,7 @@ def describe_run(config: Config, *, plan: DeepSpeedPlan, runtime: Runtime) -> No
     """Write config.yaml, ds_config.json and environment.json; rank 0 calls it, at each start."""
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+    write_atomically(folder / CONFIG_FILE, dump_config(config).encode())
     write_json(folder / "ds_config.json", plan.config)
     write_json(folder / "environment.json", environment(runtime))
 

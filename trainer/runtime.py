@@ -1,33 +1,51 @@
-"""Start-up and end of one process of a run: device, threads, process group, determinism."""
+"""Start-up and end of one process of a run: device, threads, process group, and one end for all ranks."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import pickle
 import socket
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
-from trainer.errors import UserError
+from trainer.errors import ReportedError, UserError, print_error
 from trainer.topology import Topology
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+_POLL_S = 0.5
+_LAST_WORDS_S = 5.0
+_FAILURES, _EXIT_CODE, _HEARD = "bertline/failures", "bertline/exit-code", "bertline/heard"
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What this process computes on and with whom; `threads` is the number of CPU threads of one operator."""
+    """What this process computes on and with whom.
+
+    threads: CPU threads of one operator. store: the key-value store by which the ranks met. turns: counts what
+    rank 0 decided for all, so that all ranks use the same keys.
+    """
 
     topology: Topology
     device: torch.device
     backend: str
     threads: int
+    store: Store
+    turns: Iterator[int]
 
     @property
     def is_main(self) -> bool:
@@ -48,7 +66,8 @@ class Runtime:
 def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
     """Join the process group for the body and leave it afterwards; all ranks must call it.
 
-    Raises UserError when fewer processes meet than the launcher promised, or a GPU is missing.
+    A failure of one rank's body is printed once and ends all ranks, whatever they are waiting for. Raises UserError
+    when fewer processes meet than the launcher promised, or a GPU is missing.
     """
     use_cuda = torch.cuda.is_available()
     if use_cuda and topology.local_rank >= torch.cuda.device_count():
@@ -64,11 +83,104 @@ def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     backend = "nccl" if use_cuda else "gloo"
-    _join(topology, device=device, backend=backend)
+    store = _meet(topology)
+    in_order = topology.world_size == 1
     try:
-        yield Runtime(topology=topology, device=device, backend=backend, threads=threads)
+        with _ending_together(store, topology=topology):
+            _join(store, topology=topology, device=device, backend=backend)
+            yield Runtime(topology, device, backend, threads, store, itertools.count())
+            dist.barrier()
+            in_order = True
     finally:
-        dist.destroy_process_group()
+        # After a failure, leaving the group could mean waiting for ranks that are gone; the process ends anyway.
+        if in_order and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def on_main(runtime: Runtime, decide: Callable[[], Value]) -> Value:
+    """A value that rank 0 makes and all ranks get; every rank calls it.
+
+    It may take rank 0 hours: the others wait without a collective, which would time out, and end with rank 0 if it
+    fails.
+    """
+    if runtime.topology.world_size == 1:
+        return decide()
+    key = f"bertline/decision-{next(runtime.turns)}"
+    if runtime.is_main:
+        value = decide()
+        runtime.store.set(key, pickle.dumps(value))  # type: ignore[arg-type]  # bytes are taken too
+        return value
+    while not runtime.store.check([key]):
+        time.sleep(_POLL_S)
+    received: Value = pickle.loads(runtime.store.get(key))
+    return received
+
+
+def _meet(topology: Topology) -> Store:
+    """The key-value store of the job, once all ranks have opened it."""
+    if "MASTER_ADDR" not in os.environ:
+        _meet_alone()
+    try:
+        meeting = rendezvous("env://", topology.rank, topology.world_size, timeout=COLLECTIVE_TIMEOUT)
+        store: Store = next(meeting)[0]
+    except dist.DistError as error:
+        raise UserError(
+            f"rank {topology.rank} did not meet all {topology.world_size} processes at MASTER_ADDR="
+            f"{os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ.get('MASTER_PORT')}: {error}; check that the "
+            "launcher starts all of them and that this port is free and reachable"
+        ) from error
+    return store
+
+
+@contextlib.contextmanager
+def _ending_together(store: Store, *, topology: Topology) -> Iterator[None]:
+    """Let the first failure of any rank's body be printed once and end every rank, even one deep in a collective."""
+    if topology.world_size == 1:
+        yield
+        return
+    over = threading.Event()
+    # A clone, because one that waits holds up every other use of it.
+    own_store: Store = store.clone()  # type: ignore[attr-defined]
+    listener = threading.Thread(target=_end_with_others, args=(own_store, over), daemon=True)
+    listener.start()
+    try:
+        yield
+    except Exception as error:
+        over.set()
+        raise ReportedError(_report(error, store=store, topology=topology)) from error
+    finally:
+        over.set()
+        listener.join()
+
+
+def _report(error: Exception, *, store: Store, topology: Topology) -> int:
+    """Print a failure if no other rank has, and tell the others; gives the exit code for all of them."""
+    try:
+        if store.add(_FAILURES, 1) == 1:
+            store.set(_EXIT_CODE, str(print_error(error)))
+        exit_code = int(store.get(_EXIT_CODE))
+        heard = store.add(_HEARD, 1)
+        deadline = time.monotonic() + _LAST_WORDS_S
+        # The store lives and dies with rank 0.
+        while topology.is_main and heard < topology.world_size and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 10)
+            heard = store.add(_HEARD, 0)
+    except dist.DistError:
+        # Rank 0 is gone without a word; an error printed twice is better than one never printed.
+        return print_error(error)
+    return exit_code
+
+
+def _end_with_others(store: Store, over: threading.Event) -> None:
+    """Leave the process when another rank has failed: the main thread may wait for that rank for ever."""
+    while not over.wait(_POLL_S):
+        try:
+            if store.check([_EXIT_CODE]):
+                exit_code = int(store.get(_EXIT_CODE))
+                store.add(_HEARD, 1)
+                os._exit(exit_code)
+        except dist.DistError:
+            return
 
 
 def _set_threads(topology: Topology) -> int:
@@ -79,7 +191,7 @@ def _set_threads(topology: Topology) -> int:
     return torch.get_num_threads()
 
 
-def _join(topology: Topology, *, device: torch.device, backend: str) -> None:
+def _join(store: Store, *, topology: Topology, device: torch.device, backend: str) -> None:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls names that newer PyTorch renamed; every call would warn.
@@ -93,10 +205,9 @@ def _join(topology: Topology, *, device: torch.device, backend: str) -> None:
     # Compiled at first use, this extension leaves a lock behind when a rank is killed meanwhile, and every later
     # start waits for that lock. Gloo alone serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "MASTER_ADDR" not in os.environ:
-        _meet_alone()
     dist.init_process_group(
         backend,
+        store=store,
         rank=topology.rank,
         world_size=topology.world_size,
         timeout=COLLECTIVE_TIMEOUT,
@@ -113,15 +224,3 @@ def _meet_alone() -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"
     )
-
-
-def claim_report() -> bool:
-    """True on the first rank that asks: the one that prints an error which several ranks may meet at once."""
-    if not dist.is_initialized():
-        return os.environ.get("RANK", "0") == "0"
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        return int(store.add("bertline/error-reports", 1)) == 1
-    except Exception:
-        # The store lives with rank 0; without it, an error printed twice is better than one never printed.
-        return True

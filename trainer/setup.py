@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import torch.distributed as dist
+from typing import Literal
 
 from data_pipeline.loader import Cursor, TrainLoader
 from data_pipeline.masking import TokenMasker
@@ -22,13 +20,12 @@ from trainer.evaluate import Validation
 from trainer.model.create import create_model, parameter_groups
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
-from trainer.runtime import Runtime
+from trainer.runtime import Runtime, on_main
 from trainer.state import RunState
 from trainer.step import DataParallelStep
 from trainer.topology import BatchPlan, plan_batches
 
 Resume = Literal["auto", "never"]
-Value = TypeVar("Value")
 
 
 @dataclass
@@ -193,21 +190,6 @@ def make_engine(
     if source is not None:
         engine.load_state(source)
     return engine
-
-
-def on_main(runtime: Runtime, decide: Callable[[], Value]) -> Value:
-    """A value that rank 0 decides and all ranks get, or the UserError it met; collective."""
-    outcome: list[Any] = [None, None]
-    if runtime.is_main:
-        try:
-            outcome[0] = decide()
-        except UserError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, src=0, device=runtime.device)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    value: Value = outcome[0]
-    return value
 
 
 def _find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Callable[[str], None]) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,8 +31,9 @@ class RunState:
             setattr(self, key, state[key])
 
     def offer_best(self, loss: float) -> bool:
-        """Record a validation loss; True when it is the least so far."""
-        if self.best_validation_loss is not None and loss >= self.best_validation_loss:
+        """Record a validation loss; True when it is the least so far, which one that is no number never is."""
+        least = math.inf if self.best_validation_loss is None else self.best_validation_loss
+        if not loss < least:
             return False
         self.best_validation_loss, self.best_step = loss, self.step
         return True

@@ -38,6 +38,10 @@ def test_dropout_is_on_in_these_runs(whole_run, recipe):
     assert "hidden_dropout: 0.1" in (whole_run / "config.yaml").read_text()
 
 
+# Dropout is drawn by rank, so another layout can only be compared without it.
+NO_DROPOUT = ["--set", "model.hidden_dropout=0.0", "--set", "model.attention_dropout=0.0"]
+
+
 def copy_of(whole_run, tmp_path, *, until):
     """A copy of the whole run as it was after `until` steps."""
     target = tmp_path / "runs" / "run"
@@ -48,24 +52,29 @@ def copy_of(whole_run, tmp_path, *, until):
     return target
 
 
+@pytest.fixture(scope="module")
+def continued(recipe, whole_run, tmp_path_factory):
+    """Losses of the whole run's first 20 steps and of four more without dropout, in its own layout."""
+    folder = tmp_path_factory.mktemp("own")
+    target = copy_of(whole_run, folder, until=20)
+    run(trainer_command("pretrain", str(recipe), *NO_DROPOUT, processes=2), cwd=folder)
+    return losses(target / "metrics.jsonl")
+
+
 @pytest.mark.parametrize(
     ("processes", "zero_stage", "micro_batch_size"), [(1, 0, 8), (1, 3, 4), (2, 3, 2), (2, 1, 4), (4, 2, 1)]
 )
-def test_a_checkpoint_goes_on_in_another_layout(recipe, whole_run, tmp_path, processes, zero_stage, micro_batch_size):
-    # Dropout is drawn by rank, so another layout can only be compared without it.
-    no_dropout = ["--set", "model.hidden_dropout=0.0", "--set", "model.attention_dropout=0.0"]
+def test_a_checkpoint_goes_on_in_another_layout(
+    recipe, whole_run, continued, tmp_path, processes, zero_stage, micro_batch_size
+):
     target = copy_of(whole_run, tmp_path, until=20)
-    shutil.copytree(target, tmp_path / "own" / "runs" / "run")
-    own = trainer_command("pretrain", str(recipe), *no_dropout, processes=2)
-    run(own, cwd=tmp_path / "own")
     layout = ["--set", f"engine.ds_config=zero{zero_stage}", "--set", f"train.micro_batch_size={micro_batch_size}"]
-    command = trainer_command("pretrain", str(recipe), *no_dropout, *layout, processes=processes)
+    command = trainer_command("pretrain", str(recipe), *NO_DROPOUT, *layout, processes=processes)
     output = run(command, cwd=tmp_path)
     assert "resuming from" in output
-    expected = losses(tmp_path / "own" / "runs" / "run" / "metrics.jsonl")
     found = losses(target / "metrics.jsonl")
-    assert sorted(found) == sorted(expected) == list(range(1, 25))
-    assert all(abs(found[step] / expected[step] - 1) < 1e-5 for step in expected)
+    assert sorted(found) == sorted(continued) == list(range(1, 25))
+    assert all(abs(found[step] / continued[step] - 1) < 1e-5 for step in continued)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe, whole_run, tmp_path):

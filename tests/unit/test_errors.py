@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from trainer.errors import ReportedError, UserError, print_error, run_command
+
+
+def raising(error: BaseException):  # type: ignore[no-untyped-def]
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+
+
+def test_a_commands_own_exit_code_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: 1) == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(raising(UserError("first\n  second"))) == 2
+    assert capsys.readouterr() == ("", "error: first second\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "runs/a"), "error: No space left on device: runs/a\n"),
+        (OSError(28, "No space left on device"), "error: No space left on device: (while reading or writing)\n"),
+        (OSError(None, "the disk is full", "runs/a"), "error: the disk is full: runs/a\n"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_line(
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(raising(error)) == 2
+    assert capsys.readouterr().err == line
+
+
+def test_only_rank_0_prints_what_every_rank_meets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, line in (("0", "error: wrong\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert run_command(raising(UserError("wrong"))) == 2
+        assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("exit_code", [1, 2])
+def test_a_failure_that_was_printed_already_ends_quietly(exit_code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(raising(ReportedError(exit_code))) == exit_code
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupt_from_the_keyboard_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("neither a number nor a file")])
+def test_a_programmers_mistake_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(type(error)):
+        run_command(raising(error))
+    assert print_error(error) == 1
+    assert type(error).__name__ in capsys.readouterr().err

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from small_corpus import folder_bytes, made_up_documents, write_lines
+
+from data_pipeline.manifest import load_manifest
+from data_pipeline.tokenizer import Tokenizer
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.prepare import resolve_package_path, shards_folder
+
+
+def config(folder: Path, **data: object) -> Config:
+    return Config.model_validate(
+        {
+            "name": "own",
+            "runs_dir": str(folder / "runs"),
+            "data": {"text": [str(folder / "text.txt")], "validation_fraction": 0.1, **data},
+            "tokenizer": {"vocab_size": 150},
+            "train": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
+        }
+    )
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path: Path = write_lines(tmp_path / "text.txt", made_up_documents(200))
+    return path
+
+
+def prepared(recipe: Config) -> tuple[Path, list[str]]:
+    told: list[str] = []
+    return shards_folder(recipe, report=told.append), told
+
+
+def test_shards_that_the_recipe_names_are_taken_as_they_are(tmp_path: Path) -> None:
+    recipe = config(tmp_path)
+    named = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": "some/shards", "text": None})})
+    assert prepared(named) == (Path("some/shards"), [])
+
+
+def test_raw_text_becomes_a_tokenizer_and_shards_in_the_run_folder(text: Path, tmp_path: Path) -> None:
+    folder, told = prepared(config(tmp_path))
+    assert folder.parent.parent == tmp_path / "runs" / "own" / "data"
+    assert told == ["training a tokenizer of 150 pieces on 1 input path(s)", f"building token shards in {folder}"]
+    manifest = load_manifest(folder)
+    assert (manifest.vocab_size, manifest.input_documents) == (150, 200)
+    assert manifest.tokenizer_sha256 == Tokenizer.load(folder / "tokenizer").sha256
+
+
+def test_what_is_there_is_reused(text: Path, tmp_path: Path) -> None:
+    folder, _ = prepared(config(tmp_path))
+    content = folder_bytes(folder)
+    assert prepared(config(tmp_path)) == (folder, [])
+    assert folder_bytes(folder) == content
+
+
+def test_an_interrupted_build_goes_on_with_its_tokenizer(text: Path, tmp_path: Path) -> None:
+    folder, _ = prepared(config(tmp_path))
+    fingerprint = load_manifest(folder).fingerprint
+    (folder / "manifest.json").unlink()
+    assert prepared(config(tmp_path)) == (folder, [f"building token shards in {folder}"])
+    assert load_manifest(folder).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("what", ["text", "size of the vocabulary", "held-out share"])
+def test_other_text_and_other_settings_are_prepared_anew(text: Path, tmp_path: Path, what: str) -> None:
+    recipe = config(tmp_path)
+    folder, _ = prepared(recipe)
+    if what == "text":
+        write_lines(text, made_up_documents(200, seed=1))
+        os.utime(text, ns=(1, 1))
+    elif what == "size of the vocabulary":
+        recipe = recipe.model_copy(update={"tokenizer": recipe.tokenizer.model_copy(update={"vocab_size": 160})})  # type: ignore[union-attr]
+    else:
+        recipe = config(tmp_path, validation_fraction=0.2)
+    other, told = prepared(recipe)
+    assert other != folder
+    assert len(told) == 2
+    assert load_manifest(other).fingerprint != load_manifest(folder).fingerprint
+
+
+def test_several_runs_may_share_what_was_prepared(text: Path, tmp_path: Path) -> None:
+    folder, _ = prepared(config(tmp_path, prepared=str(tmp_path / "shared")))
+    assert folder.parent.parent == tmp_path / "shared"
+    renamed = config(tmp_path, prepared=str(tmp_path / "shared")).model_copy(update={"name": "another"})
+    assert prepared(renamed) == (folder, [])
+
+
+def test_a_path_inside_a_package_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "some_corpus" / "texts").mkdir(parents=True)
+    (tmp_path / "some_corpus" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolve_package_path("package:some_corpus/texts") == str(tmp_path / "some_corpus" / "texts")
+    assert resolve_package_path("texts/a.txt") == "texts/a.txt"
+
+
+@pytest.mark.parametrize("path", ["package:no_such_package/x", "package:", "package:../x", "package:json.decoder/x"])
+def test_a_package_that_is_not_there_is_named(path: str) -> None:
+    with pytest.raises(UserError, match="which is not installed; pip install it"):
+        resolve_package_path(path)
