@@ -182,8 +182,9 @@ def encode_in_order(
             yield tag, future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"a build worker was killed, perhaps for want of memory; {KEPT}: "
-            f"run the same again, with fewer --workers than {workers} if memory is short"
+            f"a build worker was killed, perhaps for want of memory, or could not start because the calling script "
+            f"does its work outside `if __name__ == '__main__'`; {KEPT}: run the same again, with fewer --workers "
+            f"than {workers} if memory is short"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)

@@ -25,17 +25,21 @@ class ReportedError(Exception):
 def run_command(command: Callable[[], int]) -> int:
     """Run a command line's body and turn what a user can mend into one line and exit code 2.
 
-    Before the ranks of a job have met, each meets the same mistake and rank 0 prints it; afterwards they agree on
-    who does (`trainer.runtime.started`).
+    Before the ranks of a job have met, each meets the same mistake and the first of each host prints it, for hosts
+    may differ; afterwards all ranks agree on who does (`trainer.runtime.started`).
     """
     try:
         return command()
     except ReportedError as error:
         return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output, `head` say, has left. Nor must Python complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UserError, OSError) as error:
         if _one_line(error) is None:
             raise
-        return print_error(error) if os.environ.get("RANK", "0") == "0" else USER_ERROR_EXIT_CODE
+        return print_error(error) if os.environ.get("LOCAL_RANK", "0") == "0" else USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         return 130
 

@@ -49,8 +49,14 @@ class MetricsWriter:
             return
         now = self._clock()
         record = {"step": step, "applied_steps": applied_steps, "time_s": now, **values}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} could not be written at step {step}: {error.strerror}; free space and start again "
+                "to resume"
+            ) from error
         for key, value in values.items():
             self._tensorboard.add_scalar(key, value, global_step=step, walltime=now)
 

@@ -241,9 +241,9 @@ class _Deadly(LineChunk):
 
 def test_a_killed_worker_fails_the_build_in_one_line() -> None:
     job = EncodeJob(str(small_tokenizer()), TextOptions(), 0.0, {"train": (0, 0), "validation": (0, 0)})
+    chunk = _Deadly("deadly.txt", is_json=False, payload=b"text\n", first_line=1, offset=0, input_position=5)
+    # Without end, since this process encodes too until the first worker stands ready.
     with pytest.raises(UserError, match="a build worker was killed") as refused:
-        chunk = _Deadly("deadly.txt", is_json=False, payload=b"text\n", first_line=1, offset=0, input_position=5)
-        # Without end, since this process encodes too until the first worker stands ready.
         list(encode_in_order(itertools.repeat((0, chunk)), job=job, workers=2))
     assert "\n" not in str(refused.value)
 

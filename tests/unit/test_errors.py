@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from trainer.errors import ReportedError, UserError, print_error, run_command
@@ -14,7 +18,7 @@ def raising(error: BaseException):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
 
 
 def test_a_commands_own_exit_code_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,11 +46,11 @@ def test_what_the_operating_system_refuses_is_one_line(
     assert capsys.readouterr().err == line
 
 
-def test_only_rank_0_prints_what_every_rank_meets(
+def test_only_the_first_rank_of_a_host_prints_what_every_rank_meets(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rank, line in (("0", "error: wrong\n"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
         assert run_command(raising(UserError("wrong"))) == 2
         assert capsys.readouterr().err == line
 
@@ -68,3 +72,13 @@ def test_a_programmers_mistake_keeps_its_traceback(error: Exception, capsys: pyt
         run_command(raising(error))
     assert print_error(error) == 1
     assert type(error).__name__ in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer", "show-config", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as job:
+        assert job.stdout
+        assert job.stderr
+        job.stdout.close()
+        assert job.stderr.read() == b""
+    assert job.returncode == 0

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 
@@ -96,3 +97,13 @@ def test_other_ranks_write_nothing(tmp_path):
     with MetricsWriter(tmp_path / "run", is_main=False, resume_step=0) as writer:
         writer.write({"train/loss": 1.0}, step=1, applied_steps=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_names_the_file_and_the_step(tmp_path):
+    with MetricsWriter(tmp_path, is_main=True, resume_step=0) as writer:
+        writer._file = open("/dev/full", "a", encoding="utf-8")  # noqa: PTH123, SIM115 - a disk that is always full
+        with pytest.raises(UserError, match=r"/dev/full could not be written at step 3: No space left on device; free"):
+            writer.write({"train/loss": 1.0}, step=3, applied_steps=3)
+        with contextlib.suppress(OSError):
+            writer._file.close()
+        writer._file = None
