@@ -36,7 +36,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/installed-torch: constraints.txt | $(BIN)/python
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
 	touch $@
 
 .venv/installed-demo: pyproject.toml .venv/installed-torch

@@ -24,9 +24,10 @@ _NOTHING_BUILT = "nothing was built"
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """Everything that decides the shards' bytes; `inputs` are (absolute path, bytes) in reading order."""
+    """Everything that decides the shards' bytes; `inputs` are (absolute path, bytes, time of
+    change in ns) in reading order."""
 
-    inputs: tuple[tuple[str, int], ...]
+    inputs: tuple[tuple[str, int, int], ...]
     tokenizer_sha256: str
     shard_tokens: int
     block_tokens: int
@@ -49,7 +50,7 @@ class BuildRecord:
     ) -> BuildRecord:
         """The record of a build from these files."""
         return cls(
-            inputs=tuple((str(file.path.resolve()), file.size) for file in files),
+            inputs=tuple((str(file.path.resolve()), file.size, file.modified_ns) for file in files),
             tokenizer_sha256=tokenizer_sha256,
             shard_tokens=shard_tokens,
             block_tokens=block_tokens,
@@ -120,9 +121,11 @@ def _begin_or_compare(folder: Path, *, record: BuildRecord) -> None:
 
 
 def _first_difference(was: object, now: list[list[object]]) -> str:
-    """Which input file is new, gone or changed; a file counts as changed when its size did."""
+    """Which input file is new, gone or changed; a file counts as changed when its size or time did."""
     before = was if isinstance(was, list) else []
     for number, (old, new) in enumerate(zip(before, now, strict=False)):
+        if old[:2] == new[:2] and old != new:
+            return f"input file {number + 1}, {new[0]}, was written to since"
         if old != new:
             return f"input file {number + 1} was {old[0]} ({old[1]:,} bytes), now {new[0]} ({new[1]:,} bytes)"
     return f"the input was {len(before)} files, now {len(now)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +27,13 @@ _FORMATS: dict[str, tuple[Kind, Compression]] = {
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of raw text; `size` in bytes as it lies on the disk."""
+    """One file of raw text; `size` in bytes as it lies on the disk, `modified_ns` since 1970."""
 
     path: Path
     kind: Kind
     compression: Compression
     size: int
+    modified_ns: int = field(default=0, compare=False)
 
 
 def expand_inputs(paths: Sequence[str | Path]) -> list[InputFile]:
@@ -75,10 +76,24 @@ def _expand(given: str) -> Iterator[Path]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _format(path) is not None)
+    files = sorted(path for path in _visible_files(folder, above=()) if _format(path) is not None)
     if not files:
         raise UserError(f"the folder {folder} holds no text; it needs files ending in {_known_suffixes()}")
     return files
+
+
+def _visible_files(folder: Path, *, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Files below a folder, linked folders too; hidden ones (`.ipynb_checkpoints`, `._a.txt`) are no text of ours."""
+    real = folder.resolve()
+    if real in above:
+        raise UserError(f"{folder} links to a folder that it lies in; remove the link")
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _visible_files(path, above=(*above, real))
+        elif path.is_file():
+            yield path
 
 
 def _input_file(path: Path) -> InputFile:
@@ -87,11 +102,10 @@ def _input_file(path: Path) -> InputFile:
         raise UserError(f"{path} has an unknown suffix; text is read from files ending in {_known_suffixes()}")
     if not path.is_file():
         raise UserError(f"{path} is not a regular file; its text could not be read twice")
-    size = path.stat().st_size
-    if size == 0:
+    status = path.stat()
+    if status.st_size == 0:
         raise UserError(f"{path} is empty; remove it or fill it")
-    kind, compression = known
-    return InputFile(path, kind, compression, size)
+    return InputFile(path, *known, status.st_size, status.st_mtime_ns)
 
 
 def _format(path: Path) -> tuple[Kind, Compression] | None:

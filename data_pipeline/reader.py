@@ -12,6 +12,7 @@ from data_pipeline.order import RowOrder
 from data_pipeline.packing import Packing, plan_rows
 from data_pipeline.row_counts import block_row_counts
 from data_pipeline.shards import BlockStore
+from trainer.errors import UserError
 
 EMPTY_ROW = -1
 
@@ -78,6 +79,12 @@ class RowReader:
             epoch=epoch,
             block=number,
         )
+        if plan.num_rows != self.order.block_rows[number]:
+            raise UserError(
+                f"{self._store.folder}: block {number} of {self._store.split} has {plan.num_rows} rows, where the kept "
+                f"counts say {self.order.block_rows[number]}; remove rows-{self._store.split}-*.npy there: they are "
+                "counted again"
+            )
         packed = frame_rows(block.tokens, plan, cls_id=self._special_ids["cls"], sep_id=self._special_ids["sep"])
         self._window[key] = packed
         return packed

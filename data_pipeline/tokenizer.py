@@ -143,6 +143,10 @@ def train_tokenizer(
         raise UserError(f"--vocab-size {vocab_size} leaves no room beside the {len(SPECIAL_TOKEN_IDS)} special tokens")
     if not 0.0 < character_coverage <= 1.0:
         raise UserError(f"--character-coverage {character_coverage} is outside (0, 1]; the usual one is 0.9995")
+    if max_sentences < 1:
+        raise UserError(
+            f"--max-sentences {max_sentences} is not positive; the usual number is {DEFAULT_MAX_SENTENCES:,}"
+        )
     options = TextOptions(document, text_field, max_document_bytes)
     files = expand_inputs(paths)
     check_options(files, options=options)

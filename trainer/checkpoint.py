@@ -43,7 +43,7 @@ class CheckpointStore:
         """Steps of the folders that look like checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
-        matches = (_STEP_FOLDER.match(path.name) for path in self.folder.iterdir())
+        matches = (_STEP_FOLDER.match(path.name) for path in self.folder.iterdir() if path.is_dir())
         return sorted(int(match.group(1)) for match in matches if match)
 
     def path(self, step: int) -> Path:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -38,12 +38,17 @@ class DataConfig(StrictModel):
     text: list[str] | None = None
     text_field: str = "text"
     document: Literal["line", "blank-line"] = "line"
-    validation_fraction: Rate = 0.01
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
     prepared: str | None = None
     max_seq_len: PositiveInt = 512
     packing: Literal["packed", "padded"] = "packed"
     lanes: PositiveInt = DEFAULT_LANES
     prefetch_batches: PositiveInt = 4
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_path_is_a_list_of_one(cls, text: object) -> object:
+        return [text] if isinstance(text, str) else text
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -148,7 +153,10 @@ class EvaluationConfig(StrictModel):
 
 
 class CheckpointConfig(StrictModel):
-    """When the run is saved; the best by validation loss is kept apart from the last `keep_last`."""
+    """When the run is saved; the best by validation loss is kept apart from the last `keep_last`.
+
+    The clock behind `every_minutes` is looked at on logging steps, because asking it makes all ranks wait.
+    """
 
     every_steps: PositiveInt = 500
     every_minutes: Annotated[float, Field(gt=0.0)] = 30.0

@@ -7,8 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from trainer.checkpoint import BEST, CheckpointStore
-from trainer.checkpoint_files import CheckpointReader
+from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint_files import CheckpointReader, find_damage
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.imported import MODEL_FILE, load_imported
@@ -33,10 +33,14 @@ def open_checkpoint(run_dir: Path, *, which: str) -> tuple[Config, CheckpointRea
     store = CheckpointStore(run_dir / "checkpoints")
     if which != "auto":
         return config, CheckpointReader(store.named(which))
-    if store.best_step() is not None:
-        return config, CheckpointReader(store.named(BEST))
     # Standard output is for results: `evaluate --json` is read by programs.
-    newest = store.newest_whole(report=partial(print, file=sys.stderr))
+    report = partial(print, file=sys.stderr)
+    if (best := store.best_step()) is not None:
+        damage = find_damage(store.path(best))
+        if damage is None:
+            return config, CheckpointReader(store.path(best))
+        report(f"the best checkpoint, {store.path(best)}, is damaged: {damage}; taking the newest whole one")
+    newest = store.newest_whole(report=report)
     if newest is None:
         raise UserError(f"{store.folder} holds no checkpoint yet; train first")
     return config, CheckpointReader(newest)

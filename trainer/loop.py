@@ -102,7 +102,8 @@ class Trainer:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss of step {state.step} is {loss}: training diverged; nothing was saved since step "
-                f"{self._saved_step}. Lower optimizer.learning_rate or lengthen schedule.warmup_steps, and start again"
+                f"{self._saved_step}. Lower optimizer.learning_rate or lengthen schedule.warmup_steps, and start "
+                f"again; if it then fails at once, remove {self.run.checkpoints.path(self._saved_step)}"
             )
         return bool(time_to_save)
 
@@ -141,6 +142,7 @@ class Trainer:
                 "config": run.config.model_dump(),
                 "precision": run.ds_plan.precision,
                 "zero_stage": run.ds_plan.zero_stage,
+                "world_size": run.runtime.topology.world_size,
                 "shards": str(run.shards.absolute()),
             },
             topology=run.runtime.topology,

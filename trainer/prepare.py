@@ -14,6 +14,14 @@ from trainer.config import Config, TokenizerConfig, fingerprint
 from trainer.errors import UserError
 
 PACKAGE_SCHEME = "package:"
+_RECIPE_KEYS = {
+    "--vocab-size ": "tokenizer.vocab_size=",
+    "--character-coverage ": "tokenizer.character_coverage=",
+    "--validation-fraction ": "data.validation_fraction=",
+    "--text-field": "data.text_field",
+    "--document blank-line": "data.document: blank-line",
+    "set it to 0": "set it to 0 with evaluation: null",
+}
 
 
 def shards_folder(config: Config, *, report: Callable[[str], None]) -> Path:
@@ -28,7 +36,10 @@ def shards_folder(config: Config, *, report: Callable[[str], None]) -> Path:
     base = Path(config.data.prepared) if config.data.prepared else config.run_dir / "data"
     folder = base / _settings_key(config, paths)
     if not (folder / "shards" / MANIFEST_FILE).exists():
-        _build(config, paths, folder=folder, report=report)
+        try:
+            _build(config, paths, folder=folder, report=report)
+        except UserError as error:
+            raise UserError(_in_words_of_the_recipe(str(error))) from error
     return folder / "shards"
 
 
@@ -41,6 +52,13 @@ def resolve_package_path(path: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"data.text: {path} names the Python package {name!r}, which is not installed; pip install it")
     return str(Path(next(iter(spec.submodule_search_locations))) / rest)
+
+
+def _in_words_of_the_recipe(message: str) -> str:
+    """What the data commands say of their options, said of the recipe's keys."""
+    for option, key in _RECIPE_KEYS.items():
+        message = message.replace(option, key)
+    return message
 
 
 def _settings_key(config: Config, paths: list[str]) -> str:

@@ -18,9 +18,10 @@ from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter
 from trainer.prepare import shards_folder
 from trainer.progress import ProgressReporter
+from trainer.resume import Resume
 from trainer.run_folder import describe_run
 from trainer.runtime import on_main, started
-from trainer.setup import Resume, Run, set_up
+from trainer.setup import Run, set_up
 from trainer.topology import topology_from_env
 
 

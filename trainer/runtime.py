@@ -70,10 +70,11 @@ def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
     when fewer processes meet than the launcher promised, or a GPU is missing.
     """
     use_cuda = torch.cuda.is_available()
-    if use_cuda and topology.local_rank >= torch.cuda.device_count():
+    # Asked on every rank alike: the first of the host prints it, and none waits for those that are gone.
+    if use_cuda and topology.local_world_size > torch.cuda.device_count():
         raise UserError(
-            f"rank {topology.rank} is process {topology.local_rank} on its host, which shows "
-            f"{torch.cuda.device_count()} GPUs; start at most one process a GPU"
+            f"{topology.local_world_size} processes were started on a host that shows {torch.cuda.device_count()} "
+            "GPU(s); start one process a GPU (deepspeed --num_gpus, torchrun --nproc-per-node)"
         )
     device = torch.device("cuda", topology.local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -127,7 +128,8 @@ def _meet(topology: Topology) -> Store:
         raise UserError(
             f"rank {topology.rank} did not meet all {topology.world_size} processes at MASTER_ADDR="
             f"{os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ.get('MASTER_PORT')}: {error}; check that the "
-            "launcher starts all of them and that this port is free and reachable"
+            "launcher starts all of them, and that no other job, perhaps this run started earlier, holds the port "
+            "(deepspeed --master_port, torchrun --master-port)"
         ) from error
     return store
 
@@ -147,10 +149,23 @@ def _ending_together(store: Store, *, topology: Topology) -> Iterator[None]:
         yield
     except Exception as error:
         over.set()
-        raise ReportedError(_report(error, store=store, topology=topology)) from error
+        shown = _lost_rank(error) or error
+        raise ReportedError(_report(shown, store=store, topology=topology)) from error
     finally:
         over.set()
         listener.join()
+
+
+def _lost_rank(error: Exception) -> UserError | None:
+    """The line for a collective that broke because another process of the job is gone; None for other errors."""
+    text = str(error)
+    broken = isinstance(error, RuntimeError) and any(word in text for word in ("onnection", "NCCL", "gloo"))
+    if not (broken or isinstance(error, dist.DistError)):
+        return None
+    return UserError(
+        "another process of this job ended without a word, killed or out of memory (the system's log may tell); all "
+        f"have been stopped: start again to resume. The network said: {' '.join(text.split())[:160]}"
+    )
 
 
 def _report(error: Exception, *, store: Store, topology: Topology) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from data_pipeline.loader import Cursor, TrainLoader
 from data_pipeline.masking import TokenMasker
@@ -13,19 +12,18 @@ from data_pipeline.reader import RowReader
 from data_pipeline.shards import BlockStore, Manifest, load_manifest
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
-from trainer.config import Config, ModelConfig, data_config_hash
+from trainer.config import Config, data_config_hash
 from trainer.ds_config import DeepSpeedPlan, build_ds_config
 from trainer.errors import UserError
 from trainer.evaluate import Validation
 from trainer.model.create import create_model, parameter_groups
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
+from trainer.resume import Resume, check_fits, describe_changes, find_checkpoint
 from trainer.runtime import Runtime, on_main
 from trainer.state import RunState
 from trainer.step import DataParallelStep
 from trainer.topology import BatchPlan, plan_batches
-
-Resume = Literal["auto", "never"]
 
 
 @dataclass
@@ -151,14 +149,16 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
     loader = loader_for(config, shards, manifest, dp_rank=topology.dp_rank, batch_plan=batch_plan)
     validation = validation_for(config, shards, manifest, **dp)
     checkpoints = CheckpointStore(config.run_dir / "checkpoints")
-    found = on_main(runtime, lambda: _find_checkpoint(checkpoints, resume=resume, report=report))
+    found = on_main(runtime, lambda: find_checkpoint(checkpoints, resume=resume, report=report))
     source = CheckpointReader(found) if found else None
     state = RunState()
     if source is not None:
-        _check_same_model(config.model, source)
+        check_fits(config, source)
         state.load_state_dict(source.state)
         loader.load_state_dict(source.state["cursor"])
         report(f"resuming from {source.folder} at step {state.step}")
+        if changed := describe_changes(config, source, world_size=topology.world_size):
+            report(changed)
     engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=source)
     return Run(
         config=config,
@@ -190,28 +190,3 @@ def make_engine(
     if source is not None:
         engine.load_state(source)
     return engine
-
-
-def _find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Callable[[str], None]) -> Path | None:
-    if resume == "never":
-        if checkpoints.steps():
-            raise UserError(
-                f"{checkpoints.folder} already holds checkpoints and --resume is never; give the run another name "
-                "(--set name=...), or move the folder away"
-            )
-        return None
-    return checkpoints.newest_whole(report=report)
-
-
-def _check_same_model(model: ModelConfig, source: CheckpointReader) -> None:
-    saved = dict(source.state["config"]["model"])
-    changed = [
-        f"{key}={saved.get(key)!r}, now {value!r}"
-        for key, value in model.model_dump().items()
-        if saved.get(key) != value and "dropout" not in key
-    ]
-    if changed:
-        raise UserError(
-            f"{source.folder} was made with another model (model.{'; model.'.join(changed)}); restore the recipe, or "
-            "start a new run under another name"
-        )

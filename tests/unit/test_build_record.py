@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.build_record import BuildRecord, begin_build
 from trainer.errors import UserError
 
-RECORD = BuildRecord((("/a.txt", 5), ("/b.txt", 6)), "ab", 100, 10, 0.1, "line", "text")
+RECORD = BuildRecord((("/a.txt", 5, 1), ("/b.txt", 6, 1)), "ab", 100, 10, 0.1, "line", "text")
 
 
 def _begin(folder: Path, record: BuildRecord = RECORD) -> bool:
@@ -31,8 +31,12 @@ def test_a_build_is_finished_when_its_manifest_is_there(tmp_path: Path) -> None:
     [
         ({"tokenizer_sha256": "cd"}, "tokenizer_sha256 was ab, now cd"),
         ({"validation_fraction": 0.2}, "validation_fraction was 0.1, now 0.2"),
-        ({"inputs": (("/a.txt", 5), ("/b.txt", 7))}, r"input file 2 was /b.txt \(6 bytes\), now /b.txt \(7 bytes\)"),
-        ({"inputs": (("/a.txt", 5),)}, "the input was 2 files, now 1"),
+        (
+            {"inputs": (("/a.txt", 5, 1), ("/b.txt", 7, 2))},
+            r"input file 2 was /b.txt \(6 bytes\), now /b.txt \(7 bytes\)",
+        ),
+        ({"inputs": (("/a.txt", 5, 1), ("/b.txt", 6, 2))}, "input file 2, /b.txt, was written to since"),
+        ({"inputs": (("/a.txt", 5, 1),)}, "the input was 2 files, now 1"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -80,3 +80,7 @@ def test_the_data_hash_follows_what_decides_a_row_and_nothing_else():
         {"objective": {"mask_rate": 0.3}},
     ):
         assert data_config_hash(config(**other)) != base
+
+
+def test_one_path_of_text_may_be_written_without_a_list():
+    assert DataConfig(text="corpus/*.jsonl").text == ["corpus/*.jsonl"]

@@ -50,3 +50,15 @@ def test_a_run_that_could_not_be_exported_is_refused_before_it_trains(monkeypatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package tokenizers; pip install 'bertline\[hf\]', or set"):
         require_export()
+
+
+def test_a_damaged_best_checkpoint_is_named_and_the_newest_whole_one_taken(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run / "checkpoints"
+    best = (folder / "best").read_text().strip()
+    (folder / best / "state.json").write_text("{}")
+    _, taken = open_checkpoint(run, which="auto")
+    whole = sorted(path.name for path in folder.glob("step-*") if path.name != best)
+    assert taken.folder.name == whole[-1]
+    assert f"{best}, is damaged: state.json has" in capsys.readouterr().err

@@ -55,3 +55,15 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path, given: str, message: s
     with pytest.raises(UserError, match=message) as refused:
         expand_inputs([tmp_path / name for name in given.split()])
     assert "\n" not in str(refused.value)
+
+
+def test_linked_folders_are_read_hidden_files_are_not_and_circles_are_refused(tmp_path: Path) -> None:
+    _files(tmp_path, "in/a.txt", "in/._a.txt", "in/.ipynb_checkpoints/a.txt", "elsewhere/b.txt")
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    assert [file.path for file in expand_inputs([tmp_path / "in"])] == [
+        tmp_path / "in/a.txt",
+        tmp_path / "in/link/b.txt",
+    ]
+    (tmp_path / "in/circle").symlink_to(tmp_path / "in")
+    with pytest.raises(UserError, match="circle links to a folder that it lies in"):
+        expand_inputs([tmp_path / "in"])

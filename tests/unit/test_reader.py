@@ -10,6 +10,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.manifest import load_manifest
 from data_pipeline.reader import EMPTY_ROW, RowReader, validation_batches
 from data_pipeline.shards import BlockStore, ShardDamage
+from trainer.errors import UserError
 
 ARRAYS = ("row_ids", "input_ids", "position_ids", "document_ids", "labels")
 
@@ -96,3 +97,12 @@ def test_every_validation_row_is_in_one_batch_of_one_rank(world: int, micro_batc
     assert {len(batch) for rank in ranks for batch in rank} == {micro_batch_size}
     numbers = np.concatenate([batch for rank in ranks for batch in rank])
     assert sorted(numbers[numbers != EMPTY_ROW]) == list(range(10))
+
+
+def test_kept_row_counts_that_do_not_fit_the_blocks_are_refused(shards: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    reader(copied)
+    (kept,) = copied.glob("rows-train-packed-32-*.npy")
+    np.save(kept, np.load(kept) + 1)
+    with pytest.raises(UserError, match=r"kept counts say \d+; remove rows-train-\*.npy there"):
+        reader(copied)[0].read(np.arange(8))

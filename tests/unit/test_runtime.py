@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Commands, Finished
 
 from trainer.errors import UserError
@@ -146,5 +147,19 @@ def test_a_programmers_mistake_shows_one_traceback_and_ends_all_ranks_with_1(
 
 def test_a_rank_that_is_killed_leaves_no_other_waiting(commands: Commands, tmp_path: Path) -> None:
     body = "if runtime.topology.rank == 1: os.kill(os.getpid(), 9)\ndist.all_reduce(torch.ones(1))"
-    codes, _, _ = run_ranks(commands, tmp_path, body)
-    assert codes == [1, -9]
+    codes, _, told = run_ranks(commands, tmp_path, body)
+    assert codes == [2, -9]
+    assert "error: another process of this job ended without a word" in told
+    assert "Traceback" not in told
+
+
+def test_more_processes_than_gpus_are_refused_on_every_rank_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for rank in range(2):
+        topology = Topology(rank=rank, local_rank=rank, world_size=2, local_world_size=2)
+        with (
+            pytest.raises(UserError, match=r"2 processes were started on a host that shows 1 GPU\(s\)"),
+            started(topology, deterministic=False),
+        ):
+            pass

@@ -86,7 +86,10 @@ def test_a_run_goes_on_from_its_newest_checkpoint(
 ) -> None:
     run, told = ready(tiny_recipe, shards, runtime, f"runs_dir={runs}", "train.steps=9")
     assert (run.state.step, run.state.applied_steps, run.loader.state_dict()["next_row"]) == (4, 4, 48)
-    assert told == [f"resuming from {runs}/tiny/checkpoints/step-00000004 at step 4"]
+    assert told == [
+        f"resuming from {runs}/tiny/checkpoints/step-00000004 at step 4",
+        "changed since step 4: train.steps 4 → 9",
+    ]
 
 
 def test_with_resume_never_a_run_that_has_checkpoints_is_refused(
@@ -101,7 +104,7 @@ def test_with_resume_never_a_run_that_has_checkpoints_is_refused(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.num_layers=2", r"was made with another model \(model.num_layers=1, now 2\); restore the recipe"),
+        ("model.num_layers=2", r"was made with another model \(model.num_layers 1 → 2\); restore the recipe"),
         ("seed=6", "another seed"),
         ("data.max_seq_len=16", "another data_config_hash"),
         ("data.lanes=24", "another data_config_hash"),

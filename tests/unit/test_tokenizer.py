@@ -161,3 +161,8 @@ def test_unigram_scores_are_multiples_of_1_256_so_that_their_sums_are_exact(text
     scores = [tokenizer.processor.get_score(token) for token in range(tokenizer.vocab_size)]
     assert any(score != 0 for score in scores)
     assert all(score * 256 == int(score * 256) for score in scores)
+
+
+def test_a_sample_of_no_sentence_is_refused(text: Path) -> None:
+    with pytest.raises(UserError, match="--max-sentences 0 is not positive"):
+        train_tokenizer([text], out=text.parent / "none", vocab_size=60, max_sentences=0)

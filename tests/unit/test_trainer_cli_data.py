@@ -138,7 +138,9 @@ def test_what_rank_0_meets_while_it_prepares_the_data_ends_the_waiting_ranks_at_
     ended = commands.run_ranks("pretrain", "recipe.yaml", cwd=tmp_path, ranks=2)
     assert time.monotonic() - before < 30
     line = one_line_of(ended[0])
-    assert line.startswith("error: --vocab-size 30000 is larger than this text allows; the largest that fits is ")
+    assert line.startswith(
+        "error: tokenizer.vocab_size=30000 is larger than this text allows; the largest that fits is "
+    )
     assert (ended[1].code, ended[1].out, ended[1].err) == (2, "", "")
     assert not list(tmp_path.rglob("manifest.json"))
 

@@ -1,0 +1,41 @@
+from types import SimpleNamespace
+
+import pytest
+
+from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from trainer.errors import UserError
+from trainer.resume import changes, check_fits, describe_changes
+
+
+def config(*, rate=1e-3, steps=10, layers=1, dropout=0.1):
+    return Config(
+        name="a",
+        data=DataConfig(shards="x"),
+        model=ModelConfig(num_layers=layers, hidden_dropout=dropout),
+        optimizer=OptimizerConfig(learning_rate=rate),
+        train=TrainConfig(steps=steps, global_batch_size=8, micro_batch_size=8),
+    )
+
+
+def checkpoint(saved, *, step=4, world_size=2):
+    state = {"config": saved.model_dump(), "step": step, "world_size": world_size}
+    return SimpleNamespace(folder="checkpoints/step-00000004", state=state)
+
+
+def test_changes_name_the_key_and_both_values():
+    assert changes({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c 2 → 3", "d None → 4"]
+
+
+def test_what_takes_effect_is_told_in_one_line_and_an_equal_recipe_is_silent():
+    saved = checkpoint(config())
+    assert describe_changes(config(), saved, world_size=2) is None
+    told = describe_changes(config(rate=5e-3, steps=20), saved, world_size=1)
+    assert told == ("changed since step 4: optimizer.learning_rate 0.001 → 0.005; train.steps 10 → 20; processes 2 → 1")
+
+
+def test_another_model_and_a_run_past_its_end_are_refused_but_dropout_may_change():
+    check_fits(config(dropout=0.0), checkpoint(config()))
+    with pytest.raises(UserError, match=r"another model \(model.num_layers 1 → 2\)"):
+        check_fits(config(layers=2), checkpoint(config()))
+    with pytest.raises(UserError, match=r"is past train\.steps=3"):
+        check_fits(config(steps=3), checkpoint(config()))

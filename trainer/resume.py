@@ -1,0 +1,73 @@
+"""Going on from a checkpoint: which one, whether it fits the recipe, and what has changed since it was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint_files import CheckpointReader
+from trainer.config import Config
+from trainer.errors import UserError
+
+Resume = Literal["auto", "never"]
+# What says where a run is and reads, not what it computes.
+_NOT_TOLD = ("name", "runs_dir", "data.prepared", "data.text", "data.shards", "export")
+
+
+def find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint, None for a new run; UserError with `never` where there is any."""
+    if resume == "never":
+        if checkpoints.steps():
+            raise UserError(
+                f"{checkpoints.folder} already holds checkpoints and --resume is never; give the run another name "
+                "(--set name=...), or move the folder away"
+            )
+        return None
+    return checkpoints.newest_whole(report=report)
+
+
+def check_fits(config: Config, source: CheckpointReader) -> None:
+    """Raise UserError where the recipe names another model, or a last step that the checkpoint is past."""
+    model = [
+        change
+        for change in changes(source.state["config"]["model"], config.model.model_dump())
+        if "dropout" not in change
+    ]
+    if model:
+        raise UserError(
+            f"{source.folder} was made with another model (model.{'; model.'.join(model)}); restore the recipe, or "
+            "start a new run under another name"
+        )
+    if source.state["step"] > config.train.steps:
+        raise UserError(
+            f"{source.folder} is past train.steps={config.train.steps}; raise it to train on, or start a new run "
+            "under another name"
+        )
+
+
+def describe_changes(config: Config, source: CheckpointReader, *, world_size: int) -> str | None:
+    """One line of what differs from the run that saved the checkpoint and takes effect now; None if nothing does."""
+    saved, now = source.state["config"], config.model_dump()
+    told = [change for change in changes(saved, now) if change.split(" ")[0] not in _NOT_TOLD]
+    told += changes({"processes": source.state["world_size"]}, {"processes": world_size})
+    return f"changed since step {source.state['step']}: {'; '.join(told)}" if told else None
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`a.b old → new` for every value that differs between two nested mappings."""
+    before, after = dict(_flat(saved)), dict(_flat(now))
+    return [
+        f"{key} {before.get(key)} → {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
