@@ -185,7 +185,7 @@ def _show_config(options: argparse.Namespace) -> int:
 
 
 def _parity(options: argparse.Namespace) -> int:
-    from trainer.parity import all_cells, judge, markdown_table
+    from trainer.parity import all_cells, judge, markdown_page, markdown_table
     from trainer.parity_run import run_parity
 
     config = load_recipe(options.recipe, overrides=options.overrides)
@@ -200,7 +200,7 @@ def _parity(options: argparse.Namespace) -> int:
     table = markdown_table(verdicts, steps=options.steps)
     print(table, end="")
     if options.table:
-        options.table.write_text(table, encoding="utf-8")
+        options.table.write_text(markdown_page(verdicts, steps=options.steps), encoding="utf-8")
     off = [verdict for verdict in verdicts if not verdict.within_bounds]
     print(f"{len(verdicts)} cells, {len(off)} over their bounds")
     return 1 if off else 0

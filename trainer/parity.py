@@ -128,3 +128,22 @@ def markdown_table(verdicts: Sequence[Verdict], *, steps: int) -> str:
             f"{verdict.to_fp32:.1e} | {verdict.between_layouts:.1e} | {'ok' if verdict.within_bounds else '**off**'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def markdown_page(verdicts: Sequence[Verdict], *, steps: int) -> str:
+    """The table with what it means, as `--table` writes it."""
+    worst = {
+        precision: max(verdict.to_fp32 for verdict in verdicts if verdict.cell.precision == precision)
+        for precision in BOUND_TO_FP32
+        if any(verdict.cell.precision == precision for verdict in verdicts)
+    }
+    lines = [f"- {name}: {worst[name]:.1e} at most, bound {BOUND_TO_FP32[name]:.0e}" for name in worst]
+    return (
+        "# The same curve in every layout\n\n"
+        f"The pinned recipe `parity`, {steps} steps on real text, in each layout; written by `make parity`. "
+        '"To fp32" is the largest relative\ndifference of any step\'s loss to fp32 in the first layout, "between '
+        'layouts" that to the first layout of the same precision.\nHalf precision at ZeRO stage 0 runs as stage 1.\n\n'
+        + "\n".join(lines)
+        + "\n\n"
+        + markdown_table(verdicts, steps=steps)
+    )

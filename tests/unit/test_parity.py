@@ -6,7 +6,16 @@ import pytest
 
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.parity import Cell, all_cells, cell_config, judge, largest_difference, markdown_table
+from trainer.parity import (
+    Cell,
+    Verdict,
+    all_cells,
+    cell_config,
+    judge,
+    largest_difference,
+    markdown_page,
+    markdown_table,
+)
 
 REFERENCE = Cell(world_size=1, zero_stage=0, precision="fp32", grad_accum_steps=1)
 
@@ -108,3 +117,11 @@ def test_the_table_marks_what_is_off() -> None:
         "| 1 | 0 | fp32 | 1 | 0.0e+00 | 0.0e+00 | ok |",
         "| 2 | 0 | fp32 | 1 | inf | inf | **off** |",
     ]
+
+
+def test_the_page_says_the_worst_of_each_precision_it_holds() -> None:
+    cells = [Cell(1, 0, "fp32", 1), Cell(2, 0, "fp32", 1), Cell(1, 1, "bf16", 1)]
+    verdicts = [Verdict(cells[0], 0.0, 0.0), Verdict(cells[1], 2e-7, 2e-7), Verdict(cells[2], 1e-4, 0.0)]
+    page = markdown_page(verdicts, steps=3)
+    assert "- fp32: 2.0e-07 at most, bound 1e-05\n- bf16: 1.0e-04 at most, bound 2e-03\n\n| processes" in page
+    assert "fp16:" not in page
