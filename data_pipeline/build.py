@@ -174,7 +174,7 @@ def encode_in_order(
                 # The workers are still starting: this process would only wait for them.
                 yield tag, encode_chunk(chunk, number=number, job=job)
                 continue
-            under_way.append((tag, executor.submit(encode_in_worker, chunk, number, job)))
+            under_way.append((tag, _submit(executor, chunk, number=number, job=job)))
             if len(under_way) >= workers * _CHUNKS_A_WORKER:
                 tag, future = under_way.popleft()
                 yield tag, future.result()
@@ -188,6 +188,14 @@ def encode_in_order(
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _submit(executor: ProcessPoolExecutor, chunk: Chunk, *, number: int, job: EncodeJob) -> Future[EncodedChunk]:
+    try:
+        return executor.submit(encode_in_worker, chunk, number, job)
+    except OSError as error:
+        # While the executor tidies up after a killed worker, its own pipe may be closed under a submission.
+        raise BrokenProcessPool(str(error)) from error
 
 
 def _worker_context() -> BaseContext:
