@@ -108,8 +108,6 @@ def _hint(kind: str, found: Any) -> str:
         return f"; write {int(found)}"
     if kind == "string_type" and isinstance(found, bool | int | float):
         return f"; quote it: '{_shown(found)}'"
-    if kind == "list_type" and isinstance(found, str):
-        return f"; write [{found}]"
     return ""
 
 

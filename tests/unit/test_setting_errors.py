@@ -46,9 +46,9 @@ def test_a_mistake_names_its_place_key_value_and_rule(added, message):
     assert "\n" not in found
 
 
-def test_a_text_in_place_of_a_list_shows_the_list_to_write():
-    found = refusal(RECIPE.replace("shards: somewhere", "text: corpus.txt"))
-    assert found == "r.yaml:2: data.text='corpus.txt' is text and must be a list; write [corpus.txt]"
+def test_a_number_in_place_of_a_list_is_refused():
+    found = refusal(RECIPE.replace("shards: somewhere", "text: 5"))
+    assert found == "r.yaml:2: data.text=5 is a whole number and must be a list"
 
 
 def test_a_wrong_name_says_which_characters_are_allowed():
