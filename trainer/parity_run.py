@@ -16,15 +16,14 @@ import torch.distributed as dist
 
 from data_pipeline.shards import load_manifest
 from trainer.config import Config
-from trainer.ds_config import build_ds_config
 from trainer.errors import UserError, run_command
 from trainer.parity import Cell, cell_config
 from trainer.prepare import shards_folder
 from trainer.recipe import dump_config, load_recipe
 from trainer.runtime import Runtime, started
 from trainer.schedule import learning_rate
-from trainer.setup import loader_for, make_engine, resolve
-from trainer.topology import plan_batches, topology_from_env
+from trainer.setup import loader_for, make_engine, plan_layout, resolve
+from trainer.topology import topology_from_env
 
 
 def run_parity(
@@ -76,19 +75,7 @@ def cell_losses(config: Config, cell: Cell, *, shards: Path, runtime: Runtime, s
     manifest = load_manifest(shards)
     config = resolve(cell_config(config, cell, steps=steps), manifest)
     topology = runtime.topology
-    batch_plan = plan_batches(
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        dp_world_size=topology.dp_world_size,
-        lanes=config.data.lanes,
-    )
-    ds_plan = build_ds_config(
-        config,
-        topology=topology,
-        batch_plan=batch_plan,
-        device_type=runtime.device.type,
-        bf16_supported=runtime.bf16_supported,
-    )
+    batch_plan, ds_plan = plan_layout(config, runtime=runtime)
     engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
     loader = loader_for(config, shards, manifest, dp_rank=topology.dp_rank, batch_plan=batch_plan)
     curve = []

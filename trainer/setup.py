@@ -125,10 +125,8 @@ def loader_for(config: Config, shards: Path, manifest: Manifest, *, dp_rank: int
     )
 
 
-def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, report: Callable[[str], None]) -> Run:
-    """Build a run and restore its newest whole checkpoint; collective. `report` prints on the main rank."""
-    manifest = load_manifest(shards)
-    config = resolve(config, manifest)
+def plan_layout(config: Config, *, runtime: Runtime) -> tuple[BatchPlan, DeepSpeedPlan]:
+    """How the recipe's batch is dealt over this job's ranks, and what DeepSpeed gets; UserError where it cannot be."""
     topology = runtime.topology
     batch_plan = plan_batches(
         global_batch_size=config.train.global_batch_size,
@@ -143,6 +141,15 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
         device_type=runtime.device.type,
         bf16_supported=runtime.bf16_supported,
     )
+    return batch_plan, ds_plan
+
+
+def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, report: Callable[[str], None]) -> Run:
+    """Build a run and restore its newest whole checkpoint; collective. `report` prints on the main rank."""
+    manifest = load_manifest(shards)
+    config = resolve(config, manifest)
+    topology = runtime.topology
+    batch_plan, ds_plan = plan_layout(config, runtime=runtime)
     for note in ds_plan.notes:
         report(note)
     dp = {"dp_rank": topology.dp_rank, "dp_world_size": topology.dp_world_size}
