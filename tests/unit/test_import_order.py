@@ -47,6 +47,7 @@ LEVELS = (
     ("trainer.setup",),
     ("trainer.loop", "trainer.evaluate_run", "trainer.parity_run"),
     ("trainer.pretrain",),
+    ("trainer.commands.*",),
     ("trainer.__main__", "trainer.demo", "data_pipeline.__main__", "cluster.__main__"),
 )
 STRANGERS = (("data_pipeline", "trainer.model"), ("data_pipeline", "cluster"), ("trainer.model", "cluster"))

@@ -1,0 +1,43 @@
+"""`trainer evaluate`: a run's held-out loss and accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from trainer.commands.arguments import Commands, add_run
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("evaluate", help="held-out loss and accuracy of a run, beside the unigram baseline")
+    add_run(parser)
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="other shards to evaluate on")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainer.evaluate import perplexity
+    from trainer.evaluate_run import evaluate_run
+
+    evaluation = evaluate_run(options.run_dir, which=options.checkpoint, shards=options.shards)
+    result, baseline = evaluation.result, evaluation.baseline
+    if options.json:
+        figures = {
+            "checkpoint": str(evaluation.checkpoint),
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "predicted_tokens": result.predicted_tokens,
+            "unigram_entropy": baseline.entropy,
+            "most_frequent_rate": baseline.most_frequent_rate,
+        }
+        print(json.dumps(figures))
+        return 0
+    print(f"checkpoint          {evaluation.checkpoint}")
+    print(f"held-out MLM loss   {result.loss:.4f} nats (perplexity {perplexity(result.loss):.2f})")
+    print(f"unigram entropy     {baseline.entropy:.4f} nats: {baseline.entropy - result.loss:+.4f} above the loss")
+    print(f"masked accuracy     {result.accuracy:.1%} of {result.predicted_tokens} masked tokens")
+    print(f"most frequent token {baseline.most_frequent_rate:.1%}")
+    return 0

@@ -1,0 +1,50 @@
+"""`trainer parity`: loss curves compared over layouts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trainer.commands.arguments import Commands, add_recipe
+from trainer.recipe import load_recipe
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("parity", help="compare loss curves over layouts; exit code 1 when one is off")
+    add_recipe(parser, default="parity")
+    _add_numbers(parser, "--world-sizes", [1, 2, 4], help="processes [1 2 4]")
+    _add_numbers(parser, "--zero-stages", [0, 1, 2, 3], help="ZeRO stages [0 1 2 3]")
+    _add_numbers(parser, "--accumulations", [1, 2, 4], help="micro-batches a step [1 2 4]")
+    parser.add_argument(
+        "--precisions", default=["fp32", "bf16", "fp16"], nargs="+", choices=("fp32", "bf16", "fp16"), help="[all]"
+    )
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="steps a cell [50]")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.set_defaults(run=_run)
+
+
+def _add_numbers(parser: argparse.ArgumentParser, name: str, default: list[int], *, help: str) -> None:
+    parser.add_argument(name, type=int, nargs="+", default=default, metavar="N", help=help)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainer.parity import all_cells, judge, markdown_page, markdown_table
+    from trainer.parity_run import run_parity
+
+    config = load_recipe(options.recipe, overrides=options.overrides)
+    cells = all_cells(
+        world_sizes=options.world_sizes,
+        zero_stages=options.zero_stages,
+        precisions=options.precisions,
+        grad_accum_steps=options.accumulations,
+    )
+    losses = run_parity(config, cells, steps=options.steps, report=lambda text: print(text, flush=True))
+    verdicts = judge(losses, reference=cells[0])
+    table = markdown_table(verdicts, steps=options.steps)
+    print(table, end="")
+    if options.table:
+        options.table.write_text(markdown_page(verdicts, steps=options.steps), encoding="utf-8")
+    off = [verdict for verdict in verdicts if not verdict.within_bounds]
+    print(f"{len(verdicts)} cells, {len(off)} over their bounds")
+    return 1 if off else 0

@@ -1,0 +1,29 @@
+"""`trainer pretrain`: train as a recipe says."""
+
+from __future__ import annotations
+
+import argparse
+
+from trainer.commands.arguments import Commands, add_recipe
+from trainer.recipe import load_recipe
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("pretrain", help="train as a recipe says, or go on with an interrupted run")
+    add_recipe(parser)
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on from the newest whole checkpoint of the run folder, if any; never: refuse if there is one",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_recipe(options.recipe, overrides=options.overrides)
+    from trainer.pretrain import pretrain
+
+    pretrain(config, resume=options.resume)
+    return 0

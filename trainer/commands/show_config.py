@@ -1,0 +1,30 @@
+"""`trainer show-config`: the resolved recipe and what DeepSpeed receives."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from trainer.commands.arguments import Commands, add_recipe
+from trainer.recipe import dump_config, load_recipe
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("show-config", help="print the resolved recipe and exactly what DeepSpeed receives")
+    add_recipe(parser)
+    parser.add_argument("--world-size", type=int, default=1, metavar="N", help="processes to resolve it for [1]")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_recipe(options.recipe, overrides=options.overrides)
+    from trainer.show_config import deepspeed_plan_for
+
+    plan = deepspeed_plan_for(config, world_size=options.world_size)
+    print(dump_config(config).rstrip())
+    print(f"\n# DeepSpeed receives, on {options.world_size} process(es):")
+    print(json.dumps(plan.config, indent=2))
+    for note in plan.notes:
+        print(f"# {note}")
+    return 0
