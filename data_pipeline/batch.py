@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,19 @@ class Batch:
     tokens: int
     predicted_tokens: int
     sum_squared_lengths: int
+
+    def model_inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """What the model's forward takes, by argument name."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "document_ids": self.document_ids,
+            "labels": self.labels,
+        }
+
+    def term_counts(self) -> dict[str, int]:
+        """How many predictions each loss term is a sum over."""
+        return {"mlm": self.predicted_tokens}
 
 
 def frame_rows(tokens: npt.NDArray[np.unsignedinteger], plan: PackingPlan, *, cls_id: int, sep_id: int) -> PackedBlock:

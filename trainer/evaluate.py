@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_pipeline.batch import IGNORED_LABEL, Batch
 from data_pipeline.hashing import Int64Array
 from data_pipeline.masking import TokenMasker
 from data_pipeline.reader import RowReader, validation_batches
 from trainer.model.bert import BertForMaskedLanguageModel
-from trainer.step_sums import StepSums
+from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm
+from trainer.step_sums import StepSums, stacked, weighted_mean
+
+
+@dataclass(frozen=True)
+class TermResult:
+    """One loss term over all evaluated batches: mean loss in nats and share of hits over the predictions."""
+
+    loss: float
+    accuracy: float
+    predictions: int
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Mean loss in nats and share of hits over `predicted_tokens` masked tokens of held-out rows."""
+    """Every loss term by its name, and `loss`, their weighted sum as it is trained."""
 
     loss: float
-    accuracy: float
-    predicted_tokens: int
+    terms: dict[str, TermResult]
+
+    @property
+    def masked(self) -> TermResult:
+        """Masked-language modelling over the masked tokens of held-out rows."""
+        return self.terms[MASKED_LANGUAGE_MODEL]
+
+    def metrics(self) -> dict[str, float]:
+        """By metric key; terms have keys of their own where there are several."""
+        values = {"validation/loss": self.loss, "validation/accuracy": next(iter(self.terms.values())).accuracy}
+        if len(self.terms) > 1:
+            for name, term in self.terms.items():
+                values |= {f"validation/loss_{name}": term.loss, f"validation/accuracy_{name}": term.accuracy}
+        return values
 
 
 @dataclass(frozen=True)
@@ -51,8 +75,10 @@ class Validation:
         micro_batch_size: int,
         dp_rank: int = 0,
         dp_world_size: int = 1,
+        term_weights: Mapping[str, float] = MappingProxyType({MASKED_LANGUAGE_MODEL: 1.0}),
     ) -> None:
         self._reader = reader
+        self._term_weights = term_weights
         self._masker = masker
         self._rows = validation_batches(
             min(max_rows, reader.order.rows_per_epoch),
@@ -65,18 +91,24 @@ class Validation:
         self, eval_step: Callable[[Batch], StepSums], *, poll: Callable[[], None] | None = None
     ) -> EvaluationResult:
         """Evaluate; collective when a process group exists. `poll` is called after each batch."""
-        total = torch.zeros(3, dtype=torch.float64)
+        total: Tensor | None = None
+        names: tuple[str, ...] = ()
         for numbers in self._rows:
             sums = eval_step(self._masker.apply(self._reader.read(numbers)))
-            total = total.to(sums.loss.device) + torch.stack(list(sums))
+            total, names = stacked(sums) + (0.0 if total is None else total), tuple(sums)
             if poll is not None:
                 poll()
+        if total is None:
+            raise ValueError("there are no rows to evaluate")
         if dist.is_initialized():
             dist.all_reduce(total)
-        loss, predicted, correct = total.tolist()
-        return EvaluationResult(
-            loss=loss / max(predicted, 1.0), accuracy=correct / max(predicted, 1.0), predicted_tokens=int(predicted)
-        )
+        losses, counts, hits = total.T.tolist()
+        terms = {
+            name: TermResult(loss=loss / max(count, 1.0), accuracy=hit / max(count, 1.0), predictions=int(count))
+            for name, loss, count, hit in zip(names, losses, counts, hits, strict=True)
+        }
+        weights = [self._term_weights[name] for name in names]
+        return EvaluationResult(loss=weighted_mean(losses, counts, weights), terms=terms)
 
     def unigram_baseline(self, *, vocab_size: int) -> UnigramBaseline:
         """Entropy over all maskable tokens of the rows; the most frequent one's rate among the masked."""
@@ -97,14 +129,10 @@ def plain_eval_step(model: BertForMaskedLanguageModel, *, device: torch.device) 
     model.eval()
 
     def step(batch: Batch) -> StepSums:
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.model_inputs().items()}
         with torch.no_grad():
-            output = model(
-                *(
-                    torch.from_numpy(array).to(device)
-                    for array in (batch.input_ids, batch.position_ids, batch.document_ids, batch.labels)
-                )
-            )
-        return StepSums(*(value.double() for value in output))
+            output = model(**inputs)
+        return {name: LossTerm(*(value.double() for value in term)) for name, term in output.items()}
 
     return step
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_pipeline.batch import Batch
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
@@ -19,7 +20,7 @@ from trainer.progress import ProgressReporter
 from trainer.runtime import Runtime
 from trainer.schedule import learning_rate
 from trainer.setup import Run
-from trainer.step_sums import StepSums
+from trainer.step_sums import StepSums, stacked, weighted_mean
 from trainer.throughput import ThroughputMeter
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,13 +84,14 @@ class Trainer:
         late = runtime.is_main and minutes >= self.run.config.checkpoint.every_minutes
         own = self._meter.read(peak_flops=self._peak_flops)
         figures = torch.tensor([*own.values(), float(late)], dtype=torch.float64, device=runtime.device)
-        totals = torch.cat([torch.stack([sums.loss, sums.predicted_tokens]), figures])
+        totals = torch.cat([stacked(sums).flatten(), figures])
         dist.all_reduce(totals)
-        loss_sum, predicted, *speed, time_to_save = totals.tolist()
-        loss = loss_sum / max(predicted, 1.0)
+        term_totals, (*speed, time_to_save) = totals[: -len(figures)], totals[-len(figures) :].tolist()
+        losses = self._losses(tuple(sums), term_totals)
+        loss = losses["train/loss"]
         self._collect_tokens()
         values = {
-            "train/loss": loss,
+            **losses,
             "train/learning_rate": learning_rate,
             "train/grad_norm": self.run.engine.gradient_norm,
             "train/loss_scale": self.run.engine.loss_scale,
@@ -107,6 +109,18 @@ class Trainer:
             )
         return bool(time_to_save)
 
+    def _losses(self, terms: Sequence[str], totals: Tensor) -> dict[str, float]:
+        """The trained loss by metric key, and each term's own where there are several."""
+        sums, counts, _ = totals.view(len(terms), 3).T.tolist()
+        weights = [self.run.term_weights[term] for term in terms]
+        values = {"train/loss": weighted_mean(sums, counts, weights)}
+        if len(terms) > 1:
+            values |= {
+                f"train/loss_{term}": loss / max(count, 1.0)
+                for term, loss, count in zip(terms, sums, counts, strict=True)
+            }
+        return values
+
     def _collect_tokens(self) -> None:
         """Add what all ranks consumed since the last time to the run's count."""
         tokens = torch.tensor(self._uncollected_tokens, dtype=torch.int64, device=self.run.runtime.device)
@@ -122,10 +136,10 @@ class Trainer:
         if state.step % run.config.evaluation.every_steps and state.step != run.config.train.steps:
             return False
         result = run.validation.run(run.engine.eval_step)
-        values = {"validation/loss": result.loss, "validation/accuracy": result.accuracy}
+        values = result.metrics()
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.message(
-            f"step {state.step}: validation loss {result.loss:.4f}, masked accuracy {result.accuracy:.1%}"
+            f"step {state.step}: validation loss {result.loss:.4f}, masked accuracy {result.masked.accuracy:.1%}"
         )
         return state.offer_best(result.loss)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from data_pipeline.shards import load_manifest
@@ -23,6 +22,7 @@ from trainer.recipe import dump_config, load_recipe
 from trainer.runtime import Runtime, started
 from trainer.schedule import learning_rate
 from trainer.setup import loader_for, make_engine, plan_layout, resolve
+from trainer.step_sums import stacked
 from trainer.topology import topology_from_env
 
 
@@ -86,9 +86,10 @@ def cell_losses(config: Config, cell: Cell, *, shards: Path, runtime: Runtime, s
         )
         sums = engine.train_step(next(loader), step=step, learning_rate=rate)
         applied_steps += engine.was_applied
-        totals = torch.stack([sums.loss, sums.predicted_tokens])
+        totals = stacked(sums)
         dist.all_reduce(totals)
-        curve.append(float(totals[0] / totals[1]))
+        loss, count, _ = totals[0].tolist()
+        curve.append(loss / count)
     loader.close()
     engine.close()
     return curve

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from trainer.ds_config import DeepSpeedPlan, build_ds_config
 from trainer.errors import UserError
 from trainer.evaluate import Validation
 from trainer.model.create import create_model, parameter_groups
+from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
 from trainer.resume import Resume, check_fits, describe_changes, find_checkpoint
@@ -40,6 +41,7 @@ class Run:
     validation: Validation | None
     checkpoints: CheckpointStore
     state: RunState
+    term_weights: Mapping[str, float]
 
 
 def resolve(config: Config, manifest: Manifest) -> Config:
@@ -51,6 +53,11 @@ def resolve(config: Config, manifest: Manifest) -> Config:
             "pieces; leave model.vocab_size out, or build shards with a tokenizer of that size"
         )
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
+
+
+def term_weights_for(config: Config) -> dict[str, float]:
+    """What the recipe trains, and how much each loss term weighs."""
+    return {MASKED_LANGUAGE_MODEL: 1.0}
 
 
 def masker_for(config: Config, manifest: Manifest, *, seed: int) -> TokenMasker:
@@ -93,6 +100,7 @@ def validation_for(
         micro_batch_size=config.train.micro_batch_size,
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
+        term_weights=term_weights_for(config),
     )
 
 
@@ -178,6 +186,7 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
         validation=validation,
         checkpoints=checkpoints,
         state=state,
+        term_weights=term_weights_for(config),
     )
 
 
@@ -193,7 +202,9 @@ def make_engine(
         parameter_groups=parameter_groups(model, weight_decay=config.optimizer.weight_decay),
         device_type=runtime.device.type,
     )
-    engine = DataParallelStep(model, optimizer, plan=ds_plan, runtime=runtime, seed=config.seed)
+    engine = DataParallelStep(
+        model, optimizer, plan=ds_plan, runtime=runtime, seed=config.seed, term_weights=term_weights_for(config)
+    )
     if source is not None:
         engine.load_state(source)
     return engine

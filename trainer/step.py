@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
 from data_pipeline.hashing import derive_key
 from trainer.ds_config import DeepSpeedPlan
 from trainer.fragments import (
@@ -25,9 +25,10 @@ from trainer.fragments import (
     optimizer_scalars,
     optimizer_tensors,
 )
+from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm
 from trainer.optim import set_learning_rate
 from trainer.runtime import Runtime
-from trainer.step_sums import StepSums
+from trainer.step_sums import StepBatch, StepSums
 
 
 class DataParallelStep:
@@ -41,6 +42,7 @@ class DataParallelStep:
         plan: DeepSpeedPlan,
         runtime: Runtime,
         seed: int,
+        term_weights: Mapping[str, float] = MappingProxyType({MASKED_LANGUAGE_MODEL: 1.0}),
     ) -> None:
         # Imported here because it must come after the start-up, which tells it which accelerator there is.
         import deepspeed
@@ -50,6 +52,8 @@ class DataParallelStep:
         self._dp_world_size = runtime.topology.dp_world_size
         self._zero_stage = plan.zero_stage
         self._seed = seed
+        self._terms = tuple(term_weights)
+        self._weights = torch.tensor([*term_weights.values()], dtype=torch.float64, device=self._device)
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._base_optimizer = optimizer
         self._gradient_norm: Tensor | None = None
@@ -59,34 +63,39 @@ class DataParallelStep:
                 model=model.to(runtime.device), optimizer=optimizer, config=dict(plan.config), dist_init_required=False
             )
 
-    def train_step(self, batches: Sequence[Batch], *, step: int, learning_rate: float) -> StepSums:
+    def train_step(self, batches: Sequence[StepBatch], *, step: int, learning_rate: float) -> StepSums:
         """Consume one global batch and update the weights once; returns this rank's sums without waiting for them.
 
-        The gradient is that of (loss over all predicted tokens of the global batch) / (their number), however the
-        batch is split: each micro-batch's summed loss is divided by the global number of predicted tokens, and
-        multiplied by the number of ranks because the engine averages over them.
+        The gradient is that of the loss of `trainer.step_sums` over the whole global batch, however it is split:
+        each micro-batch's summed losses are divided by the global counts of their terms, and multiplied by the
+        number of ranks because the engine averages over them.
         """
-        predicted = torch.tensor(
-            float(sum(batch.predicted_tokens for batch in batches)), dtype=torch.float64, device=self._device
-        )
-        global_predicted = predicted.clone()
-        dist.all_reduce(global_predicted)
-        scale = (self._dp_world_size / global_predicted.clamp(min=1.0)).float()
+        counts = self._counts(batches)
+        global_counts = counts.clone()
+        dist.all_reduce(global_counts)
+        scale = (self._dp_world_size * self._weights / global_counts.clamp(min=1.0)).float()
         # Dropout is a function of (seed, step, rank): nothing about random numbers needs to be saved.
         torch.manual_seed(derive_key("dropout", self._seed, step, self._dp_rank) >> 1)
         set_learning_rate(self._base_optimizer, learning_rate)
-        loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        losses = torch.zeros_like(counts)
         for batch in batches:
             output = self._forward(batch)
-            self._engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
+            terms = torch.stack([output[term].loss for term in self._terms])
+            self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 # DeepSpeed keeps no norm at this stage; behind its step the gradients are gone.
                 self._gradient_norm = _norm(self._engine.module)
             self._engine.step()
-            loss += output.loss_sum.detach()
-        return StepSums(loss=loss, predicted_tokens=predicted, correct_tokens=torch.zeros_like(loss))
+            losses += terms.detach()
+        none_correct = torch.zeros((), dtype=torch.float64, device=self._device)
+        return {term: LossTerm(losses[i], counts[i], none_correct) for i, term in enumerate(self._terms)}
 
-    def eval_step(self, batch: Batch) -> StepSums:
+    def _counts(self, batches: Sequence[StepBatch]) -> Tensor:
+        of_batches = [batch.term_counts() for batch in batches]
+        counts = [float(sum(of_batch[term] for of_batch in of_batches)) for term in self._terms]
+        return torch.tensor(counts, dtype=torch.float64, device=self._device)
+
+    def eval_step(self, batch: StepBatch) -> StepSums:
         """Sums over one micro-batch of this rank, without gradients or dropout."""
         self._engine.eval()
         try:
@@ -94,13 +103,15 @@ class DataParallelStep:
                 output = self._forward(batch)
         finally:
             self._engine.train()
-        return StepSums(*(value.double() for value in output))
+        return {term: LossTerm(*(value.double() for value in output[term])) for term in self._terms}
 
-    def _forward(self, batch: Batch) -> Any:
-        def put(array: Any) -> Tensor:
-            return torch.from_numpy(array).to(self._device, non_blocking=True)
-
-        return self._engine(put(batch.input_ids), put(batch.position_ids), put(batch.document_ids), put(batch.labels))
+    def _forward(self, batch: StepBatch) -> dict[str, LossTerm]:
+        inputs = {
+            name: torch.from_numpy(array).to(self._device, non_blocking=True)
+            for name, array in batch.model_inputs().items()
+        }
+        output: dict[str, LossTerm] = self._engine(**inputs)
+        return output
 
     @property
     def was_applied(self) -> bool:

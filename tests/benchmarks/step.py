@@ -21,6 +21,7 @@ from tests.benchmarks.timing import Contender, paired_ratio, race
 from trainer.config import Config, DataConfig, EngineConfig, ModelConfig, TrainConfig
 from trainer.ds_config import build_ds_config
 from trainer.model.hf_config import to_hf_config
+from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
 from trainer.runtime import Runtime, started
 from trainer.setup import loader_for, make_engine, resolve
 from trainer.step import DataParallelStep
@@ -131,7 +132,7 @@ def _own_work(engine: DataParallelStep, batches: Sequence[Batch]) -> Callable[[]
 
     def work() -> int:
         batch = next(turns)
-        float(engine.train_step([batch], step=next(steps), learning_rate=1e-4).loss)
+        float(engine.train_step([batch], step=next(steps), learning_rate=1e-4)[MASKED_LANGUAGE_MODEL].loss)
         return batch.tokens
 
     return work

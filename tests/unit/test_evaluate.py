@@ -16,6 +16,7 @@ from data_pipeline.reader import RowReader
 from data_pipeline.shards import BlockStore
 from trainer.evaluate import Validation, perplexity, plain_eval_step
 from trainer.model.create import create_model
+from trainer.model.loss_term import LossTerm
 from trainer.recipe import load_recipe
 from trainer.setup import resolve, validation_for
 from trainer.step_sums import StepSums
@@ -74,20 +75,21 @@ def test_losses_are_summed_and_divided_once() -> None:
         predicted = float(batch.predicted_tokens)
         # 2 nats a token in the first batch, 5 in the second; every third token is hit.
         nats = 2.0 if batch.row_ids[0] == 0 else 5.0
-        return StepSums(*(torch.tensor(value, dtype=torch.float64) for value in (nats * predicted, predicted, 3.0)))
+        sums = (torch.tensor(value, dtype=torch.float64) for value in (nats * predicted, predicted, 3.0))
+        return {"mlm": LossTerm(*sums)}
 
     result = validation.run(step, poll=lambda: polled.append(1))
-    assert result.predicted_tokens == 9
+    assert result.masked.predictions == 9
     assert result.loss == pytest.approx((6 * 2 + 3 * 5) / 9)
-    assert result.accuracy == pytest.approx(6 / 9)
+    assert result.masked.accuracy == pytest.approx(6 / 9)
     assert len(polled) == 2
 
 
 def test_without_a_predicted_token_nothing_is_divided_by_zero() -> None:
     reader = FixedReader([[CLS, SEP, MASK]])
     validation = Validation(reader, masker(0.5), max_rows=1, micro_batch_size=1)  # type: ignore[arg-type]
-    result = validation.run(lambda batch: StepSums(*torch.zeros(3, dtype=torch.float64)))
-    assert (result.loss, result.accuracy, result.predicted_tokens) == (0.0, 0.0, 0)
+    result = validation.run(lambda batch: {"mlm": LossTerm(*torch.zeros(3, dtype=torch.float64))})
+    assert (result.loss, result.masked.accuracy, result.masked.predictions) == (0.0, 0.0, 0)
     baseline = validation.unigram_baseline(vocab_size=10)
     assert (baseline.entropy, baseline.most_frequent_rate) == (0.0, 0.0)
 
@@ -104,8 +106,8 @@ def test_the_result_is_the_same_for_any_number_of_ranks_and_rows_a_batch(
         validation = validation_for(config, shards, manifest, dp_rank=rank, dp_world_size=world)
         assert validation is not None
         results.append(validation.run(step))
-    predicted = sum(result.predicted_tokens for result in results)
-    loss = sum(result.loss * result.predicted_tokens for result in results) / predicted
+    predicted = sum(result.masked.predictions for result in results)
+    loss = sum(result.loss * result.masked.predictions for result in results) / predicted
     reader = RowReader(
         BlockStore(shards, manifest=manifest, split="validation"), max_seq_len=32, packing="packed", lanes=12, seed=0
     )

@@ -46,7 +46,8 @@ class Diverging:
 
     def train_step(self, batches: Sequence[Batch], *, step: int, learning_rate: float) -> StepSums:
         sums = self._engine.train_step(batches, step=step, learning_rate=learning_rate)
-        return sums._replace(loss=torch.tensor(math.nan, dtype=torch.float64)) if step >= self._at else sums
+        diverged = sums["mlm"]._replace(loss=torch.tensor(math.nan, dtype=torch.float64))
+        return {"mlm": diverged} if step >= self._at else sums
 
 
 def records(folder: Path, key: str) -> dict[int, float]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.model.bert import NOT_COUNTED, BertForMaskedLanguageModel, BertWithPooler
+from trainer.model.bert import BertForMaskedLanguageModel, BertWithPooler
 from trainer.model.create import create_model
+from trainer.model.loss_term import NOT_COUNTED
 
 TINY = ModelConfig(
     hidden_size=8,
@@ -36,36 +37,36 @@ def model() -> BertForMaskedLanguageModel:
 
 
 def test_the_loss_is_the_sum_of_cross_entropy_over_labelled_positions(model: BertForMaskedLanguageModel) -> None:
-    output = model(*BATCH, LABELS)
+    output = model(*BATCH, LABELS)["mlm"]
     log_probabilities = model.logits(*BATCH).log_softmax(-1)
     chosen = LABELS != -100
     expected = -log_probabilities[chosen].gather(1, LABELS[chosen][:, None]).sum()
-    torch.testing.assert_close(output.loss_sum, expected)
-    assert output.loss_sum.dtype == torch.float32
-    assert output.predicted_tokens.dtype == torch.int64
-    assert output.predicted_tokens.item() == 4
+    torch.testing.assert_close(output.loss, expected)
+    assert output.loss.dtype == torch.float32
+    assert output.predictions.dtype == torch.int64
+    assert output.predictions.item() == 4
 
 
 def test_correct_tokens_are_argmax_hits(model: BertForMaskedLanguageModel) -> None:
     best = model.logits(*BATCH).argmax(-1)
     labels = torch.where(LABELS != -100, best, -100)
     labels[1, 3] = (labels[1, 3] + 1) % 19
-    assert model(*BATCH, labels).correct_tokens.item() == 3
+    assert model(*BATCH, labels)["mlm"].correct.item() == 3
 
 
 def test_correct_tokens_are_counted_outside_training_or_on_request(model: BertForMaskedLanguageModel) -> None:
     model.train()
-    assert model(*BATCH, LABELS).correct_tokens.item() == NOT_COUNTED
-    assert model(*BATCH, LABELS, count_correct=True).correct_tokens.item() >= 0
+    assert model(*BATCH, LABELS)["mlm"].correct.item() == NOT_COUNTED
+    assert model(*BATCH, LABELS, count_correct=True)["mlm"].correct.item() >= 0
     model.eval()
-    assert model(*BATCH, LABELS, count_correct=False).correct_tokens.item() == NOT_COUNTED
+    assert model(*BATCH, LABELS, count_correct=False)["mlm"].correct.item() == NOT_COUNTED
 
 
 def test_sums_add_up_over_any_cut_of_the_batch(model: BertForMaskedLanguageModel) -> None:
-    whole = model(*BATCH, LABELS)
-    parts = [model(*(part[row : row + 1] for part in (*BATCH, LABELS))) for row in range(2)]
-    torch.testing.assert_close(sum(part.loss_sum for part in parts), whole.loss_sum)
-    assert sum(part.predicted_tokens for part in parts) == whole.predicted_tokens
+    whole = model(*BATCH, LABELS)["mlm"]
+    parts = [model(*(part[row : row + 1] for part in (*BATCH, LABELS)))["mlm"] for row in range(2)]
+    torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
+    assert sum(part.predictions for part in parts) == whole.predictions
 
 
 def test_logits_at_padding_are_zero(model: BertForMaskedLanguageModel) -> None:
@@ -82,10 +83,10 @@ def test_a_batch_that_predicts_nothing_has_loss_zero_and_zero_gradients(norm: st
     config = TINY.model_copy(update={"norm": norm, "hidden_dropout": rate, "attention_dropout": rate})
     model = create_model(config, seed=0)
     documents = DOCUMENT_IDS if empty == "no label" else torch.zeros_like(DOCUMENT_IDS)
-    output = model(INPUT_IDS, POSITION_IDS, documents, torch.full_like(LABELS, -100))
-    assert output.loss_sum.item() == 0.0
-    assert output.predicted_tokens.item() == 0
-    output.loss_sum.backward()
+    output = model(INPUT_IDS, POSITION_IDS, documents, torch.full_like(LABELS, -100))["mlm"]
+    assert output.loss.item() == 0.0
+    assert output.predictions.item() == 0
+    output.loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() == 0, name
@@ -95,8 +96,8 @@ def test_a_row_of_padding_changes_nothing(model: BertForMaskedLanguageModel) -> 
     def padded(part: Tensor, fill: int) -> Tensor:
         return torch.cat([part, torch.full((1, 6), fill)])
 
-    output = model(*(padded(part, 0) for part in BATCH), padded(LABELS, -100))
-    torch.testing.assert_close(output.loss_sum, model(*BATCH, LABELS).loss_sum)
+    output = model(*(padded(part, 0) for part in BATCH), padded(LABELS, -100))["mlm"]
+    torch.testing.assert_close(output.loss, model(*BATCH, LABELS)["mlm"].loss)
 
 
 def test_the_decoder_is_the_word_embedding_and_stays_so(model: BertForMaskedLanguageModel) -> None:
@@ -112,21 +113,21 @@ def test_half_precision_models_keep_the_loss_in_fp32(
 ) -> None:
     config = TINY.model_copy(update={"positions": positions, "hidden_dropout": 0.1, "attention_dropout": 0.1})
     half = create_model(config, seed=0).to(dtype)
-    output = half(*BATCH, LABELS)
-    assert output.loss_sum.dtype == torch.float32
-    output.loss_sum.backward()
+    output = half(*BATCH, LABELS)["mlm"]
+    assert output.loss.dtype == torch.float32
+    output.loss.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in half.parameters())
 
 
 def test_half_precision_is_close_to_fp32(model: BertForMaskedLanguageModel) -> None:
-    full = model(*BATCH, LABELS).loss_sum.item()
-    assert model.to(torch.bfloat16)(*BATCH, LABELS).loss_sum.item() == pytest.approx(full, rel=0.02)
+    full = model(*BATCH, LABELS)["mlm"].loss.item()
+    assert model.to(torch.bfloat16)(*BATCH, LABELS)["mlm"].loss.item() == pytest.approx(full, rel=0.02)
 
 
 def test_a_new_model_is_no_better_than_chance() -> None:
     fresh = create_model(TINY.model_copy(update={"initializer_range": 0.02}), seed=0)
-    output = fresh(*BATCH, LABELS)
-    assert output.loss_sum.item() / 4 == pytest.approx(math.log(19), abs=0.2)
+    output = fresh(*BATCH, LABELS)["mlm"]
+    assert output.loss.item() / 4 == pytest.approx(math.log(19), abs=0.2)
 
 
 def test_the_pooler_sees_the_first_token_of_each_document_in_row_order() -> None:

@@ -48,7 +48,7 @@ def plain_losses(norm: str) -> list[float]:
     model = create_model(config(norm), seed=3)
     steps, losses = optimizer(model), []
     for batch in batches():
-        loss = model(*batch).loss_sum
+        loss = model(*batch)["mlm"].loss
         loss.backward()
         steps.step()
         steps.zero_grad(set_to_none=False)
@@ -71,7 +71,7 @@ def zero3_losses(norm: str) -> list[float]:
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model), config=settings)
     losses = []
     for batch in batches():
-        loss = engine(*batch).loss_sum
+        loss = engine(*batch)["mlm"].loss
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())

@@ -55,7 +55,7 @@ def curve(config: Config, shards: Path, runtime: Runtime) -> list[tuple[float, f
         found = []
         for step, batches in enumerate(steps):
             sums = engine.train_step(batches, step=step, learning_rate=1e-3)
-            found.append((float(sums.loss / sums.predicted_tokens), engine.gradient_norm))
+            found.append((float(sums["mlm"].loss / sums["mlm"].predictions), engine.gradient_norm))
     return found
 
 
@@ -93,11 +93,11 @@ def test_the_loss_is_the_mean_over_predicted_tokens_of_the_whole_batch(
         parts = [engine.eval_step(batch) for batch in steps[0]]
         sums = engine.train_step(steps[0], step=0, learning_rate=1e-3)
     predicted = [batch.predicted_tokens for batch in steps[0]]
-    assert [int(part.predicted_tokens) for part in parts] == predicted
+    assert [int(part["mlm"].predictions) for part in parts] == predicted
     # The micro-batches predict unlike many tokens, so that a mean of their means would be another number.
     assert len(set(predicted)) > 1
-    assert float(sums.predicted_tokens) == sum(predicted)
-    assert float(sums.loss) == pytest.approx(sum(float(part.loss) for part in parts), rel=1e-6)
+    assert float(sums["mlm"].predictions) == sum(predicted)
+    assert float(sums["mlm"].loss) == pytest.approx(sum(float(part["mlm"].loss) for part in parts), rel=1e-6)
 
 
 def test_gradients_are_clipped_to_the_recipes_norm(tiny_recipe: Path, shards: Path, runtime: Runtime) -> None:
@@ -125,16 +125,16 @@ def test_a_batch_without_predicted_tokens_changes_no_weight_by_its_loss(
         before = engine.state().tensors
         sums = engine.train_step([empty], step=0, learning_rate=1e-3)
         after = engine.state().tensors
-    assert (float(sums.loss), float(sums.predicted_tokens)) == (0.0, 0.0)
+    assert (float(sums["mlm"].loss), float(sums["mlm"].predictions)) == (0.0, 0.0)
     assert all(after[key].equal(before[key]) for key in before)
 
 
 def test_dropout_is_a_function_of_seed_and_step(tiny_recipe: Path, shards: Path, runtime: Runtime) -> None:
     config = config_of(tiny_recipe, "model.hidden_dropout=0.5")
     with engine_of(config, shards, runtime) as (engine, steps):
-        losses = [float(engine.train_step(steps[0], step=step, learning_rate=1e-30).loss) for step in (3, 3, 4)]
+        losses = [float(engine.train_step(steps[0], step=step, learning_rate=1e-30)["mlm"].loss) for step in (3, 3, 4)]
         rng = torch.get_rng_state()
-        quiet = [float(engine.eval_step(steps[0][0]).loss) for _ in range(2)]
+        quiet = [float(engine.eval_step(steps[0][0])["mlm"].loss) for _ in range(2)]
     assert losses[0] == losses[1] != losses[2]
     assert quiet[0] == quiet[1]
     assert torch.equal(torch.get_rng_state(), rng)

@@ -23,13 +23,13 @@ def _run(options: argparse.Namespace) -> int:
     from trainer.evaluate_run import evaluate_run
 
     evaluation = evaluate_run(options.run_dir, which=options.checkpoint, shards=options.shards)
-    result, baseline = evaluation.result, evaluation.baseline
+    result, baseline = evaluation.result.masked, evaluation.baseline
     if options.json:
         figures = {
             "checkpoint": str(evaluation.checkpoint),
             "loss": result.loss,
             "accuracy": result.accuracy,
-            "predicted_tokens": result.predicted_tokens,
+            "predicted_tokens": result.predictions,
             "unigram_entropy": baseline.entropy,
             "most_frequent_rate": baseline.most_frequent_rate,
         }
@@ -38,6 +38,6 @@ def _run(options: argparse.Namespace) -> int:
     print(f"checkpoint          {evaluation.checkpoint}")
     print(f"held-out MLM loss   {result.loss:.4f} nats (perplexity {perplexity(result.loss):.2f})")
     print(f"unigram entropy     {baseline.entropy:.4f} nats: {baseline.entropy - result.loss:+.4f} above the loss")
-    print(f"masked accuracy     {result.accuracy:.1%} of {result.predicted_tokens} masked tokens")
+    print(f"masked accuracy     {result.accuracy:.1%} of {result.predictions} masked tokens")
     print(f"most frequent token {baseline.most_frequent_rate:.1%}")
     return 0

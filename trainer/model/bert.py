@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
 from trainer.model.encoder import BertEncoder
 from trainer.model.heads import MaskedLanguageModelHead, Pooler
 from trainer.model.layout import TokenLayout
+from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm, classification_term
 
 IGNORED_LABEL = -100
-NOT_COUNTED = -1
-
-
-class MaskedLanguageModelOutput(NamedTuple):
-    """Sums over the batch's predicted tokens, never means: a mean is only right over the whole global batch."""
-
-    loss_sum: Tensor
-    """Scalar fp32, in nats, with a graph even where nothing is predicted."""
-    predicted_tokens: Tensor
-    """Scalar int64."""
-    correct_tokens: Tensor
-    """Scalar int64: predicted tokens whose most likely id is the label; -1 where it was not counted."""
 
 
 class BertForMaskedLanguageModel(nn.Module):
@@ -46,8 +32,8 @@ class BertForMaskedLanguageModel(nn.Module):
         token_type_ids: Tensor | None = None,
         *,
         count_correct: bool | None = None,
-    ) -> MaskedLanguageModelOutput:
-        """[B, S] integer tensors -> sums over the positions whose label is not -100 and which are not padding.
+    ) -> dict[str, LossTerm]:
+        """[B, S] integer tensors -> the term `mlm`, summed over the positions that have a label and are no padding.
 
         `document_ids` and `labels` may stay on the host while the rest is on a device: then nothing waits for
         the device. Correct tokens are counted outside training, or as `count_correct` says.
@@ -65,7 +51,8 @@ class BertForMaskedLanguageModel(nn.Module):
             rows=rows.to(input_ids.device, non_blocking=True),
         )
         logits = self.head(hidden)
-        return _sums(logits, targets, count_correct=not self.training if count_correct is None else count_correct)
+        count_correct = not self.training if count_correct is None else count_correct
+        return {MASKED_LANGUAGE_MODEL: classification_term(logits, targets, count_correct=count_correct)}
 
     def logits(
         self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, token_type_ids: Tensor | None = None
@@ -106,13 +93,3 @@ class BertWithPooler(nn.Module):
         )
         pooled: Tensor = self.pooler(hidden)
         return pooled
-
-
-def _sums(logits: Tensor, targets: Tensor, *, count_correct: bool) -> MaskedLanguageModelOutput:
-    loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum")
-    predicted = torch.full((), targets.numel(), dtype=torch.int64, device=logits.device)
-    if count_correct:
-        correct = (logits.detach().argmax(dim=-1) == targets).sum()
-    else:
-        correct = torch.full_like(predicted, NOT_COUNTED)
-    return MaskedLanguageModelOutput(loss_sum, predicted, correct)
