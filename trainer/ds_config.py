@@ -12,6 +12,7 @@ from trainer.errors import UserError
 from trainer.topology import BatchPlan, Topology
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_DEVICE_NAMES = {"cpu": "processor", "cuda": "GPU"}
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,19 @@ class DeepSpeedPlan:
 
 
 def build_ds_config(
-    config: Config, *, topology: Topology, batch_plan: BatchPlan, device_type: str, bf16_supported: bool
+    config: Config, *, topology: Topology, batch_plan: BatchPlan, device_type: str, half_precisions: frozenset[str]
 ) -> DeepSpeedPlan:
     """Join the recipe with the DeepSpeed file it names; a pure function apart from reading that file.
 
-    `bf16_supported` is asked of CUDA devices only. Gradients are accumulated in fp32 in every
-    precision and stage, so that splitting a batch differently does not change the sum's rounding.
+    `half_precisions` are those that the device computes in (`trainer.half_precision`). Gradients are accumulated in
+    fp32 in every precision and stage, so that splitting a batch differently does not change the sum's rounding.
     Raises UserError when the file is wrong or the recipe and the file contradict each other.
     """
     path = find_ds_file(config.engine.ds_config)
     file = read_ds_file(path)
-    precision = _choose_precision(config, file=file, path=path, device_type=device_type, bf16_supported=bf16_supported)
+    precision = _choose_precision(
+        config, file=file, path=path, device_type=device_type, half_precisions=half_precisions
+    )
     zero_stage, notes = _choose_stage(file.zero_optimization.stage, precision)
     _check_agreement(file, path=path, precision=precision, zero_stage=zero_stage, num_stages=topology.num_stages)
     ds_config: dict[str, Any] = {
@@ -56,7 +59,7 @@ def build_ds_config(
 
 
 def _choose_precision(
-    config: Config, *, file: DeepSpeedFile, path: Path, device_type: str, bf16_supported: bool
+    config: Config, *, file: DeepSpeedFile, path: Path, device_type: str, half_precisions: frozenset[str]
 ) -> Precision:
     wanted = config.engine.precision
     enabled = {"bf16": file.bf16 and file.bf16.enabled, "fp16": file.fp16 and file.fp16.enabled}
@@ -66,15 +69,19 @@ def _choose_precision(
     if wanted != "auto" and (enabled.get(wanted) is False or chosen not in ([], [wanted])):
         choice = f"{chosen[0]}.enabled=true" if chosen else f"{wanted}.enabled=false"
         raise UserError(f"engine.precision={wanted!r} contradicts {choice} in {path}; set engine.precision to 'auto'")
-    bf16_fails = device_type == "cuda" and not bf16_supported
     if wanted != "auto":
         precision: Precision = wanted
     elif chosen:
         precision = chosen[0]
     else:
-        precision = "bf16" if device_type == "cuda" and not bf16_fails and enabled["bf16"] is None else "fp32"
-    if precision == "bf16" and bf16_fails:
-        raise UserError("this CUDA device does not support bf16; set engine.precision to 'fp16' or 'fp32'")
+        # Processors compute bf16 too, but no faster than fp32.
+        use_bf16 = device_type == "cuda" and "bf16" in half_precisions and enabled["bf16"] is None
+        precision = "bf16" if use_bf16 else "fp32"
+    if precision != "fp32" and precision not in half_precisions:
+        raise UserError(
+            f"engine.precision={precision!r}: this {_DEVICE_NAMES[device_type]} has no {precision} arithmetic; use "
+            + " or ".join(f"'{name}'" for name in (*sorted(half_precisions), "fp32"))
+        )
     return precision
 
 

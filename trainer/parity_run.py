@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from data_pipeline.shards import load_manifest
 from trainer.config import Config
 from trainer.errors import UserError, run_command
-from trainer.parity import Cell, cell_config
+from trainer.half_precision import half_precisions
+from trainer.parity import BOUND_TO_FP32, Cell, cell_config
 from trainer.prepare import shards_folder
 from trainer.recipe import dump_config, load_recipe
 from trainer.runtime import Runtime, started
@@ -32,6 +34,11 @@ def run_parity(
     """Losses of `steps` steps of every cell; called in one process, which launches the others and waits for them."""
     for cell in cells:
         cell_config(config, cell, steps=steps)
+    trainable = trainable_precisions()
+    for precision in {cell.precision for cell in cells} - {*trainable}:
+        raise UserError(f"--precisions {precision}: this machine's devices have {', '.join(trainable)} arithmetic only")
+    if left_out := [name for name in BOUND_TO_FP32 if name not in trainable]:
+        report(f"parity: without {', '.join(left_out)}, which this machine's devices have no arithmetic for")
     shards = shards_folder(config, report=report)
     pinned = config.model_copy(
         update={
@@ -45,6 +52,12 @@ def run_parity(
         report(f"parity: {len(mine)} cells on {world_size} process(es), {steps} steps each")
         losses.update(_launch(pinned, mine, world_size=world_size, steps=steps))
     return {cell: losses[cell] for cell in cells}
+
+
+def trainable_precisions() -> list[str]:
+    """The precisions whose cells can run on this machine's devices, fp32 first."""
+    half = half_precisions("cuda" if torch.cuda.is_available() else "cpu")
+    return [name for name in BOUND_TO_FP32 if name == "fp32" or name in half]
 
 
 def _launch(config: Config, cells: Sequence[Cell], *, world_size: int, steps: int) -> dict[Cell, list[float]]:

@@ -56,11 +56,6 @@ class Runtime:
         """The device as its maker calls it, `cpu` for processors."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    @property
-    def bf16_supported(self) -> bool:
-        """Whether bf16 is fast here: on CUDA as the device says; processors run it, but no faster than fp32."""
-        return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-
 
 @contextlib.contextmanager
 def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:

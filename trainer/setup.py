@@ -16,6 +16,7 @@ from trainer.config import Config, data_config_hash
 from trainer.ds_config import DeepSpeedPlan, build_ds_config
 from trainer.errors import UserError
 from trainer.evaluate import Validation
+from trainer.half_precision import half_precisions
 from trainer.model.create import create_model, parameter_groups
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
 from trainer.model.weights import load_weights
@@ -147,7 +148,7 @@ def plan_layout(config: Config, *, runtime: Runtime) -> tuple[BatchPlan, DeepSpe
         topology=topology,
         batch_plan=batch_plan,
         device_type=runtime.device.type,
-        bf16_supported=runtime.bf16_supported,
+        half_precisions=half_precisions(runtime.device.type),
     )
     return batch_plan, ds_plan
 

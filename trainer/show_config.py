@@ -6,6 +6,7 @@ import torch
 
 from trainer.config import Config
 from trainer.ds_config import DeepSpeedPlan, build_ds_config
+from trainer.half_precision import half_precisions
 from trainer.topology import Topology, plan_batches
 
 
@@ -18,11 +19,11 @@ def deepspeed_plan_for(config: Config, *, world_size: int) -> DeepSpeedPlan:
         dp_world_size=topology.dp_world_size,
         lanes=config.data.lanes,
     )
-    use_cuda = torch.cuda.is_available()
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     return build_ds_config(
         config,
         topology=topology,
         batch_plan=batch_plan,
-        device_type="cuda" if use_cuda else "cpu",
-        bf16_supported=use_cuda and torch.cuda.is_bf16_supported(),
+        device_type=device_type,
+        half_precisions=half_precisions(device_type),
     )

@@ -20,6 +20,7 @@ from tests.benchmarks.report import Figure, Outcome
 from tests.benchmarks.timing import Contender, paired_ratio, race
 from trainer.config import Config, DataConfig, EngineConfig, ModelConfig, TrainConfig
 from trainer.ds_config import build_ds_config
+from trainer.half_precision import half_precisions
 from trainer.model.hf_config import to_hf_config
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
 from trainer.runtime import Runtime, started
@@ -121,7 +122,7 @@ def _own_engine(config: Config, zero_stage: int, runtime: Runtime) -> DataParall
         topology=runtime.topology,
         batch_plan=_batch_plan(config),
         device_type=runtime.device.type,
-        bf16_supported=runtime.bf16_supported,
+        half_precisions=half_precisions(runtime.device.type),
     )
     return make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
 

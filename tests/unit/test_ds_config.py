@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -28,11 +29,11 @@ def config(*, ds_config="zero1", precision="auto", max_grad_norm=1.0):
     )
 
 
-def build(made, *, world_size=2, num_stages=1, device_type="cpu", bf16_supported=True):
+def build(made, *, world_size=2, num_stages=1, device_type="cpu", half=("bf16", "fp16")):
     topology = Topology(rank=0, local_rank=0, world_size=world_size, local_world_size=world_size, num_stages=num_stages)
     batch_plan = plan_batches(global_batch_size=24, micro_batch_size=4, dp_world_size=topology.dp_world_size, lanes=960)
     return build_ds_config(
-        made, topology=topology, batch_plan=batch_plan, device_type=device_type, bf16_supported=bf16_supported
+        made, topology=topology, batch_plan=batch_plan, device_type=device_type, half_precisions=frozenset(half)
     )
 
 
@@ -99,11 +100,11 @@ def test_half_precision_at_stage_0_runs_as_stage_1_and_says_so(stage, precision)
 
 
 @pytest.mark.parametrize(
-    ("device_type", "bf16_supported", "precision"),
-    [("cuda", True, "bf16"), ("cuda", False, "fp32"), ("cpu", True, "fp32")],
+    ("device_type", "half", "precision"),
+    [("cuda", {"bf16", "fp16"}, "bf16"), ("cuda", {"fp16"}, "fp32"), ("cpu", {"bf16", "fp16"}, "fp32")],
 )
-def test_auto_takes_bf16_only_where_a_cuda_device_has_it(device_type, bf16_supported, precision):
-    assert build(config(), device_type=device_type, bf16_supported=bf16_supported).precision == precision
+def test_auto_takes_bf16_only_where_a_cuda_device_has_it(device_type, half, precision):
+    assert build(config(), device_type=device_type, half=half).precision == precision
 
 
 def test_auto_follows_the_files_choice(ds_file):
@@ -139,9 +140,21 @@ def test_a_file_that_contradicts_the_recipe_is_refused(ds_file, file, precision,
     assert message in refusal(path, precision=precision)
 
 
-def test_bf16_on_a_cuda_device_without_it_is_refused():
-    with pytest.raises(UserError, match="does not support bf16"):
-        build(config(precision="bf16"), device_type="cuda", bf16_supported=False)
+@pytest.mark.parametrize(
+    ("device_type", "half", "precision", "message"),
+    [
+        ("cuda", {"fp16"}, "bf16", "engine.precision='bf16': this GPU has no bf16 arithmetic; use 'fp16' or 'fp32'"),
+        (
+            "cpu",
+            {"bf16"},
+            "fp16",
+            "engine.precision='fp16': this processor has no fp16 arithmetic; use 'bf16' or 'fp32'",
+        ),
+    ],
+)
+def test_a_precision_that_the_device_lacks_is_refused(device_type, half, precision, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        build(config(precision=precision), device_type=device_type, half=half)
 
 
 def test_a_pipeline_takes_stage_0_or_1_only():

@@ -19,7 +19,7 @@ def test_it_is_what_training_measured_at_that_step(tiny_run: Path) -> None:
     for which, step in (("step-00000002", 2), ("latest", 4)):
         found = evaluate_run(tiny_run, which=which)
         assert found.result.loss == pytest.approx(measured[step]["validation/loss"], rel=1e-6)
-        assert found.result.accuracy == pytest.approx(measured[step]["validation/accuracy"])
+        assert found.result.masked.accuracy == pytest.approx(measured[step]["validation/accuracy"])
         assert found.checkpoint == tiny_run / "checkpoints" / f"step-{step:08d}"
     best = json.loads((tiny_run / "checkpoints" / "step-00000004" / "state.json").read_text())["best_step"]
     assert evaluate_run(tiny_run, which="auto").checkpoint.name == f"step-{best:08d}"

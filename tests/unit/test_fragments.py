@@ -17,6 +17,7 @@ from trainer.fragments import (
     optimizer_scalars,
     optimizer_tensors,
 )
+from trainer.half_precision import half_precisions
 from trainer.model.create import create_model
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
@@ -112,7 +113,11 @@ def test_an_engines_fragments_hold_every_element_once_with_the_masters_value(
     config = resolve(load_recipe(str(tiny_recipe), overrides=overrides), load_manifest(shards))
     batch_plan = plan_batches(global_batch_size=12, micro_batch_size=12, dp_world_size=1, lanes=12)
     plan = build_ds_config(
-        config, topology=runtime.topology, batch_plan=batch_plan, device_type="cpu", bf16_supported=False
+        config,
+        topology=runtime.topology,
+        batch_plan=batch_plan,
+        device_type="cpu",
+        half_precisions=half_precisions("cpu"),
     )
     expected = dict(create_model(config.model, seed=config.seed).named_parameters())
     engine = make_engine(config, ds_plan=plan, runtime=runtime, source=None)

@@ -24,6 +24,7 @@ LEVELS = (
         "trainer.progress",
         "trainer.flops",
         "trainer.device_peak",
+        "trainer.half_precision",
         "trainer.memory",
         "trainer.ds_file",
         "trainer.ds_config",

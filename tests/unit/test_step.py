@@ -14,6 +14,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.manifest import load_manifest
 from trainer.config import Config
 from trainer.ds_config import build_ds_config
+from trainer.half_precision import half_precisions
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
 from trainer.setup import loader_for, make_engine, resolve
@@ -37,7 +38,11 @@ def engine_of(config: Config, shards: Path, runtime: Runtime) -> Iterator[tuple[
         global_batch_size=train.global_batch_size, micro_batch_size=train.micro_batch_size, dp_world_size=1, lanes=12
     )
     plan = build_ds_config(
-        config, topology=runtime.topology, batch_plan=batch_plan, device_type="cpu", bf16_supported=False
+        config,
+        topology=runtime.topology,
+        batch_plan=batch_plan,
+        device_type="cpu",
+        half_precisions=half_precisions("cpu"),
     )
     loader = loader_for(config, shards, manifest, dp_rank=0, batch_plan=batch_plan)
     engine = make_engine(config, ds_plan=plan, runtime=runtime, source=None)
@@ -140,6 +145,7 @@ def test_dropout_is_a_function_of_seed_and_step(tiny_recipe: Path, shards: Path,
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+@pytest.mark.skipif("fp16" not in half_precisions("cpu"), reason="this processor has no fp16 arithmetic")
 def test_an_fp16_step_that_overflows_is_not_applied_and_lowers_the_scale(
     tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ def add_parser(commands: Commands) -> None:
     _add_numbers(parser, "--zero-stages", [0, 1, 2, 3], help="ZeRO stages [0 1 2 3]")
     _add_numbers(parser, "--accumulations", [1, 2, 4], help="micro-batches a step [1 2 4]")
     parser.add_argument(
-        "--precisions", default=["fp32", "bf16", "fp16"], nargs="+", choices=("fp32", "bf16", "fp16"), help="[all]"
+        "--precisions", nargs="+", choices=("fp32", "bf16", "fp16"), help="[all that this machine's devices compute in]"
     )
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="steps a cell [50]")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table as Markdown")
@@ -30,13 +30,13 @@ def _add_numbers(parser: argparse.ArgumentParser, name: str, default: list[int],
 
 def _run(options: argparse.Namespace) -> int:
     from trainer.parity import all_cells, judge, markdown_page, markdown_table
-    from trainer.parity_run import run_parity
+    from trainer.parity_run import run_parity, trainable_precisions
 
     config = load_recipe(options.recipe, overrides=options.overrides)
     cells = all_cells(
         world_sizes=options.world_sizes,
         zero_stages=options.zero_stages,
-        precisions=options.precisions,
+        precisions=options.precisions or trainable_precisions(),
         grad_accum_steps=options.accumulations,
     )
     losses = run_parity(config, cells, steps=options.steps, report=lambda text: print(text, flush=True))
