@@ -12,5 +12,5 @@ def half_precisions(device_type: str) -> frozenset[str]:
     """
     if device_type == "cuda":
         return frozenset({"bf16", "fp16"} if torch.cuda.is_bf16_supported() else {"fp16"})
-    fp16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    fp16 = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return frozenset({"bf16", "fp16"} if fp16 else {"bf16"})
