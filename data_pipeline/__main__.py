@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
-from trainer.errors import run_command
+from trainer.errors import UserError, run_command
 
 _DESCRIPTION = """\
 From raw text to token shards, in two steps:
@@ -84,6 +85,17 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--validation-fraction", type=float, metavar="F", help="share of documents held out [0.01]; 0 for none"
     )
+    parser.add_argument(
+        "--word-starts",
+        choices=("vocabulary", "jieba"),
+        help="where words begin, for whole-word masking: by blanks, as the pieces say, or by jieba for Chinese "
+        "[vocabulary]",
+    )
+    parser.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="keep the first of documents that are equal but for white space and Unicode form",
+    )
     parser.set_defaults(run=_build)
 
 
@@ -117,16 +129,29 @@ def _tokenizer(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
+    from data_pipeline.mpi import build_over_ranks, mpi_world_size
+
+    if mpi_world_size() == 1:
+        return _build_here(options)
+    return build_over_ranks(lambda executor, workers: _build_here(options, executor=executor, ranks=workers))
+
+
+def _build_here(options: argparse.Namespace, *, executor: Executor | None = None, ranks: int | None = None) -> int:
     from data_pipeline.build import build_shards
     from data_pipeline.manifest import MANIFEST_FILE
 
+    if ranks is not None and options.workers is not None:
+        raise UserError("--workers is the number of processes without MPI; under mpirun leave it out: the ranks work")
     already_built = (options.out / MANIFEST_FILE).is_file()
-    names = ("workers", "shard_tokens", "block_tokens", "validation_fraction", "document", "text_field")
+    names = ("shard_tokens", "block_tokens", "validation_fraction", "document", "text_field", "word_starts")
     try:
         manifest = build_shards(
             options.input,
             tokenizer=options.tokenizer,
             out=options.out,
+            workers=options.workers if ranks is None else ranks,
+            deduplicate=options.deduplicate,
+            executor=executor,
             **_given(options, *names, "max_document_bytes"),  # type: ignore[arg-type]
         )
     except KeyboardInterrupt:
@@ -134,6 +159,8 @@ def _build(options: argparse.Namespace) -> int:
         raise
     for name, split in manifest.splits.items():
         print(f"{name}: {split.tokens:,} tokens, {split.documents:,} documents in {len(split.shards)} shards")
+    if manifest.duplicate_documents:
+        print(f"{manifest.duplicate_documents:,} of {manifest.input_documents:,} documents were duplicates")
     print(f"{options.out}: {'already built' if already_built else 'built'}, fingerprint {manifest.fingerprint}")
     return 0
 

@@ -29,12 +29,24 @@ START = Position(0, 0, 0)
 class EncodedDocuments:
     """The documents of one chunk that fall into one split.
 
-    `tokens` [sum of lengths], `lengths` [documents] in tokens, `places` [documents]: where each lay in the chunk.
+    `tokens` [sum of lengths], `lengths` [documents] in tokens, `places` [documents]: where each lay in the chunk,
+    `word_starts` bool [sum of lengths], or None where nobody looked for them.
     """
 
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.uint32]
     places: npt.NDArray[np.uint32]
+    word_starts: npt.NDArray[np.bool_] | None = None
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> EncodedDocuments:
+        """The documents that are `kept`, bool [documents]."""
+        kept_tokens = np.repeat(kept, self.lengths)
+        return EncodedDocuments(
+            self.tokens[kept_tokens],
+            self.lengths[kept],
+            self.places[kept],
+            None if self.word_starts is None else self.word_starts[kept_tokens],
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class ClosedBlock:
     lengths: npt.NDArray[np.uint32]
     first_document: int
     end: Position
+    word_starts: npt.NDArray[np.bool_] | None = None
 
 
 def default_block_tokens(dtype: np.dtype[Any]) -> int:
@@ -59,6 +72,7 @@ class BlockAssembler:
         self._block_tokens = block_tokens
         self._tokens: list[npt.NDArray[Any]] = []
         self._lengths: list[npt.NDArray[np.uint32]] = []
+        self._word_starts: list[npt.NDArray[np.bool_]] = []
         self._held = 0
         self._first_document = 0
         self._end = START
@@ -78,6 +92,8 @@ class BlockAssembler:
                 self._first_document = documents_before + int(documents.places[taken])
             self._tokens.append(documents.tokens[tokens_taken : ends[until - 1]])
             self._lengths.append(documents.lengths[taken:until])
+            if documents.word_starts is not None:
+                self._word_starts.append(documents.word_starts[tokens_taken : ends[until - 1]])
             self._held += int(ends[until - 1]) - tokens_taken
             place = int(documents.places[until - 1]) + 1
             self._end = Position(documents_before + place, chunk, place)
@@ -90,7 +106,11 @@ class BlockAssembler:
 
     def _close(self) -> ClosedBlock:
         block = ClosedBlock(
-            np.concatenate(self._tokens), np.concatenate(self._lengths), self._first_document, self._end
+            np.concatenate(self._tokens),
+            np.concatenate(self._lengths),
+            self._first_document,
+            self._end,
+            np.concatenate(self._word_starts) if self._word_starts else None,
         )
-        self._tokens, self._lengths, self._held = [], [], 0
+        self._tokens, self._lengths, self._word_starts, self._held = [], [], [], 0
         return block

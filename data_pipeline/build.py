@@ -6,22 +6,25 @@ tokenize. An interrupted build keeps its finished shards and goes on behind them
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, closing
-from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.context import BaseContext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from data_pipeline.atomic import write_atomically
 from data_pipeline.blocks import BlockAssembler, default_block_tokens
+from data_pipeline.build_pool import encode_in_order, suitable_workers
 from data_pipeline.build_record import BuildRecord, begin_build
-from data_pipeline.build_worker import EncodedChunk, EncodeJob, encode_chunk, encode_in_worker, start_worker
+from data_pipeline.build_worker import EncodedChunk, EncodeJob
+from data_pipeline.duplicates import SeenTexts
 from data_pipeline.inputs import InputFile, expand_inputs
 from data_pipeline.manifest import (
+    FIELDS,
+    FIELDS_WITH_WORDS,
     MANIFEST_FILE,
     SPLITS,
     Manifest,
@@ -34,13 +37,12 @@ from data_pipeline.progress import BuildProgress
 from data_pipeline.shard_writer import KEPT, ShardWriter, finished_shards
 from data_pipeline.text import DEFAULT_MAX_DOCUMENT_BYTES, Chunk, DocumentRule, TextOptions, check_options, read_chunks
 from data_pipeline.tokenizer import Tokenizer, copy_tokenizer
+from data_pipeline.word_starts import WordStarts, check_word_starts
 from trainer.errors import UserError
 
 DEFAULT_SHARD_TOKENS = 67_108_864
 DEFAULT_VALIDATION_FRACTION = 0.01
 TOKENIZER_FOLDER = "tokenizer"
-_CHUNKS_A_WORKER = 4
-_INPUT_BYTES_A_WORKER = 8 << 20
 
 
 def build_shards(
@@ -54,20 +56,25 @@ def build_shards(
     validation_fraction: float = DEFAULT_VALIDATION_FRACTION,
     document: DocumentRule = "line",
     text_field: str = "text",
+    word_starts: WordStarts = "vocabulary",
+    deduplicate: bool = False,
     max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES,
     progress: bool = True,
+    executor: Executor | None = None,
 ) -> Manifest:
     """Build token shards in the folder `out`, or go on with an interrupted build there; one process calls this.
 
     `workers` defaults to the cores this process may use (fewer for a small input), `block_tokens` to 98,304 (uint16)
-    or 49,152 (uint32). A finished build of the same input and settings returns at once. Raises UserError for bad
+    or 49,152 (uint32). `executor` is where chunks are tokenized instead of in own processes, `workers` of them at once.
+    A finished build of the same input and settings returns at once. Raises UserError for bad
     input, other settings than those `out` was begun with, a full disk and a killed worker; finished shards are kept.
     """
     folder = Path(out)
     options = TextOptions(document, text_field, max_document_bytes)
     _check_settings(workers, shard_tokens, block_tokens, validation_fraction)
+    check_word_starts(word_starts)
     files = expand_inputs(paths)
-    workers = _suitable_workers(files) if workers is None else workers
+    workers = suitable_workers(sum(file.size for file in files)) if workers is None else workers
     check_options(files, options=options)
     loaded = Tokenizer.load(tokenizer)
     record = BuildRecord.of(
@@ -78,33 +85,37 @@ def build_shards(
         validation_fraction=validation_fraction,
         document=document,
         text_field=text_field,
+        word_starts=word_starts,
+        deduplicate=deduplicate,
+    )
+    job = EncodeJob(
+        tokenizer=str(folder / TOKENIZER_FOLDER),
+        options=options,
+        validation_fraction=validation_fraction,
+        done={},
+        word_starts=word_starts,
+        deduplicate=deduplicate,
     )
     with begin_build(folder, record=record) as already_built:
         if not already_built:
             copy_tokenizer(loaded, folder=folder / TOKENIZER_FOLDER)
-            _build(
-                files, options=options, record=record, tokenizer=loaded, folder=folder, workers=workers, shown=progress
-            )
+            encode = partial(encode_in_order, workers=workers, executor=executor)
+            _build(files, job=job, record=record, tokenizer=loaded, folder=folder, encode=encode, shown=progress)
     return load_manifest(folder)
 
 
 def _build(
     files: list[InputFile],
     *,
-    options: TextOptions,
+    job: EncodeJob,
     record: BuildRecord,
     tokenizer: Tokenizer,
     folder: Path,
-    workers: int,
+    encode: Callable[..., Generator[tuple[int, EncodedChunk], None, None]],
     shown: bool,
 ) -> None:
     finished = {split: finished_shards(folder, split=split) for split in SPLITS}
-    job = EncodeJob(
-        tokenizer=str(folder / TOKENIZER_FOLDER),
-        options=options,
-        validation_fraction=record.validation_fraction,
-        done={split: (end.chunk, end.document_in_chunk) for split, (_, end) in finished.items()},
-    )
+    done = {split: (end.chunk, end.document_in_chunk) for split, (_, end) in finished.items()}
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(
@@ -113,10 +124,8 @@ def _build(
             for split in SPLITS
         }
         bar = stack.enter_context(BuildProgress(total_bytes=sum(file.size for file in files), enabled=shown))
-        encoded = stack.enter_context(
-            closing(encode_in_order(_chunks(files, options=options), job=job, workers=workers))
-        )
-        documents = _write_shards(encoded, writers=writers, block_tokens=record.block_tokens, bar=bar)
+        encoded = stack.enter_context(closing(encode(_chunks(files, options=job.options), job=replace(job, done=done))))
+        documents, duplicates = _write_shards(encoded, writers=writers, block_tokens=record.block_tokens, bar=bar)
     _check_splits(writers, fraction=record.validation_fraction, documents=documents, folder=folder)
     content = manifest_bytes(
         {split: writers[split].shards for split in SPLITS},
@@ -125,6 +134,8 @@ def _build(
         tokenizer_sha256=tokenizer.sha256,
         special_token_ids=tokenizer.special_token_ids,
         input_documents=documents,
+        fields=FIELDS if job.word_starts == "vocabulary" else FIELDS_WITH_WORDS,
+        duplicate_documents=duplicates if job.deduplicate else None,
     )
     write_atomically(folder / MANIFEST_FILE, content, kept=KEPT)
 
@@ -135,12 +146,20 @@ def _write_shards(
     writers: dict[SplitName, ShardWriter],
     block_tokens: int,
     bar: BuildProgress,
-) -> int:
-    """Assemble the chunks, in input order, into the shards of each split; gives the number of documents read."""
+) -> tuple[int, int]:
+    """Assemble the chunks, in input order, into the shards of each split; gives the documents read, and duplicates.
+
+    Of equal documents the first in input order stays. What a resumed build does not tokenize again is still read, so
+    that it knows every text seen.
+    """
     assemblers = {split: BlockAssembler(block_tokens=block_tokens) for split in SPLITS}
-    documents = 0
+    seen = SeenTexts()
+    documents = duplicates = 0
     for number, (done_bytes, encoded) in enumerate(encoded_chunks):
-        for split, part in encoded.splits.items():
+        new = None if encoded.digests is None else seen.add(encoded.digests)
+        duplicates += 0 if new is None else int(np.count_nonzero(~new))
+        for split, found in encoded.splits.items():
+            part = found if new is None else found.only(new[found.places])
             for block in assemblers[split].add(part, chunk=number, documents_before=documents):
                 writers[split].write(block)
         documents += encoded.documents
@@ -150,67 +169,7 @@ def _write_shards(
         for block in assemblers[split].finish():
             writers[split].write(block)
         writers[split].finish()
-    return documents
-
-
-def encode_in_order(
-    chunks: Iterator[tuple[int, Chunk]], *, job: EncodeJob, workers: int
-) -> Generator[tuple[int, EncodedChunk], None, None]:
-    """Encode chunks, by worker processes when there is more than one; results come in the order of the chunks.
-
-    Each chunk comes with a number that is handed through. Only a few chunks are under way at any time. Raises the
-    first UserError in input order, and one when a worker was killed.
-    """
-    if workers == 1:
-        for number, (tag, chunk) in enumerate(chunks):
-            yield tag, encode_chunk(chunk, number=number, job=job)
-        return
-    executor = ProcessPoolExecutor(workers, mp_context=_worker_context(), initializer=start_worker)
-    try:
-        under_way: deque[tuple[int, Future[EncodedChunk]]] = deque()
-        first_worker = executor.submit(os.getpid)
-        for number, (tag, chunk) in enumerate(chunks):
-            if not under_way and not first_worker.done():
-                # The workers are still starting: this process would only wait for them.
-                yield tag, encode_chunk(chunk, number=number, job=job)
-                continue
-            under_way.append((tag, _submit(executor, chunk, number=number, job=job)))
-            if len(under_way) >= workers * _CHUNKS_A_WORKER:
-                tag, future = under_way.popleft()
-                yield tag, future.result()
-        for tag, future in under_way:
-            yield tag, future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a build worker was killed, perhaps for want of memory, or could not start because the calling script "
-            f"does its work outside `if __name__ == '__main__'`; {KEPT}: run the same again, with fewer --workers "
-            f"than {workers} if memory is short"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _submit(executor: ProcessPoolExecutor, chunk: Chunk, *, number: int, job: EncodeJob) -> Future[EncodedChunk]:
-    try:
-        return executor.submit(encode_in_worker, chunk, number, job)
-    except OSError as error:
-        # While the executor tidies up after a killed worker, its own pipe may be closed under a submission.
-        raise BrokenProcessPool(str(error)) from error
-
-
-def _worker_context() -> BaseContext:
-    """Workers forked from a server that has imported what they need once; plain forks of a threaded parent may hang."""
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["data_pipeline.build_worker"])
-    return context
-
-
-def _suitable_workers(files: list[InputFile]) -> int:
-    """The cores this process may use, or fewer where starting a worker would take longer than its share of work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 1 + sum(file.size for file in files) // _INPUT_BYTES_A_WORKER)
+    return documents, duplicates
 
 
 def _chunks(files: list[InputFile], *, options: TextOptions) -> Iterator[tuple[int, Chunk]]:

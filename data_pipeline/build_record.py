@@ -34,6 +34,8 @@ class BuildRecord:
     validation_fraction: float
     document: str
     text_field: str
+    word_starts: str = "vocabulary"
+    deduplicate: bool = False
     chunk_bytes: int = BLOCK_BYTES
 
     @classmethod
@@ -47,6 +49,8 @@ class BuildRecord:
         validation_fraction: float,
         document: str,
         text_field: str,
+        word_starts: str,
+        deduplicate: bool,
     ) -> BuildRecord:
         """The record of a build from these files."""
         return cls(
@@ -57,6 +61,8 @@ class BuildRecord:
             validation_fraction=validation_fraction,
             document=document,
             text_field=text_field,
+            word_starts=word_starts,
+            deduplicate=deduplicate,
         )
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.blocks import EncodedDocuments
+from data_pipeline.duplicates import Digests, text_digests
 from data_pipeline.manifest import LENGTH_DTYPE, SPLITS, SplitName, token_dtype
 from data_pipeline.text import Chunk, TextOptions, parse_chunk
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.word_starts import WordStarts, batch_word_starts
 from trainer.errors import UserError
 
 _SPLIT_KEY = b"bertline validation split"
@@ -35,21 +37,28 @@ class EncodeJob:
     options: TextOptions
     validation_fraction: float
     done: dict[SplitName, tuple[int, int]]
+    word_starts: WordStarts = "vocabulary"
+    deduplicate: bool = False
 
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """A tokenized chunk: how many documents it had in all, and those still needed of each split."""
+    """A tokenized chunk: how many documents it had in all, and those still needed of each split.
+
+    `digests` uint64 [documents, 2] are those of all its texts, None where duplicates stay.
+    """
 
     documents: int
     splits: dict[SplitName, EncodedDocuments]
+    digests: Digests | None = None
 
 
 def encode_chunk(chunk: Chunk, *, number: int, job: EncodeJob) -> EncodedChunk:
     """Tokenize chunk `number` of the input; raises UserError for bad text."""
     documents = parse_chunk(chunk, options=job.options)
+    digests = text_digests(documents) if job.deduplicate else None
     if all((number + 1, 0) <= job.done[split] for split in SPLITS):
-        return EncodedChunk(len(documents), {})
+        return EncodedChunk(len(documents), {}, digests)
     held_out = is_validation(documents, fraction=job.validation_fraction)
     places = np.arange(len(documents), dtype=np.uint32)
     members: dict[SplitName, npt.NDArray[np.bool_]] = {"train": ~held_out, "validation": held_out}
@@ -58,11 +67,8 @@ def encode_chunk(chunk: Chunk, *, number: int, job: EncodeJob) -> EncodedChunk:
         done_chunk, done_documents = job.done[split]
         first = 0 if number > done_chunk else done_documents if number == done_chunk else len(documents)
         needed[split] = places[member & (places >= first)]
-    tokenizer = _load_tokenizer(job.tokenizer)
-    dtype = token_dtype(tokenizer.vocab_size)
     return EncodedChunk(
-        len(documents),
-        {split: _encode(documents, chosen, tokenizer=tokenizer, dtype=dtype) for split, chosen in needed.items()},
+        len(documents), {split: _encode(documents, chosen, job=job) for split, chosen in needed.items()}, digests
     )
 
 
@@ -109,11 +115,17 @@ def _load_tokenizer(folder: str) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _encode(
-    documents: list[str], chosen: npt.NDArray[np.uint32], *, tokenizer: Tokenizer, dtype: npt.DTypeLike
-) -> EncodedDocuments:
-    ids = tokenizer.encode_batch([documents[place] for place in chosen.tolist()])
+def _encode(documents: list[str], chosen: npt.NDArray[np.uint32], *, job: EncodeJob) -> EncodedDocuments:
+    tokenizer = _load_tokenizer(job.tokenizer)
+    texts = [documents[place] for place in chosen.tolist()]
+    starts = None
+    if job.word_starts == "vocabulary":
+        ids = tokenizer.encode_batch(texts)
+    else:
+        ids, offsets = tokenizer.encode_with_offsets(texts)
+        starts = batch_word_starts(texts, offsets)
+    dtype = token_dtype(tokenizer.vocab_size)
     lengths = np.fromiter(map(len, ids), LENGTH_DTYPE, len(ids))
     tokens = np.concatenate(ids, dtype=dtype, casting="unsafe") if ids else np.empty(0, dtype)
     kept = lengths > 0
-    return EncodedDocuments(tokens, lengths[kept], chosen[kept])
+    return EncodedDocuments(tokens, lengths[kept], chosen[kept], starts)

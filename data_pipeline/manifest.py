@@ -19,6 +19,9 @@ from trainer.errors import UserError
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 FIELDS = ("lengths", "tokens")
+# Shards whose word starts were found by a segmenter hold them too.
+WORDS_FIELD = "words"
+FIELDS_WITH_WORDS = (*FIELDS, WORDS_FIELD)
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 LENGTH_DTYPE = np.dtype(np.uint32)
@@ -60,6 +63,8 @@ class Manifest:
     input_documents: int
     dropped_documents: int
     fingerprint: str
+    fields: tuple[str, ...] = FIELDS
+    duplicate_documents: int = 0
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -80,14 +85,19 @@ def manifest_bytes(
     tokenizer_sha256: str,
     special_token_ids: dict[str, int],
     input_documents: int,
+    fields: Sequence[str] = FIELDS,
+    duplicate_documents: int | None = None,
 ) -> bytes:
-    """The manifest's canonical bytes."""
+    """The manifest's canonical bytes; `duplicate_documents` is None where nobody looked for duplicates."""
     splits = {split: {**_sums(shards[split]), "shards": [asdict(shard) for shard in shards[split]]} for split in SPLITS}
     kept = sum(split["documents"] for split in splits.values())
+    documents = {"input": input_documents, "without_tokens": input_documents - kept - (duplicate_documents or 0)}
+    if duplicate_documents is not None:
+        documents["duplicates"] = duplicate_documents
     content = {
         "schema_version": SCHEMA_VERSION,
         "dtype": token_dtype(vocab_size).name,
-        "fields": list(FIELDS),
+        "fields": list(fields),
         "block_tokens": block_tokens,
         "tokenizer": {
             "sha256": tokenizer_sha256,
@@ -95,7 +105,7 @@ def manifest_bytes(
             "special_token_ids": special_token_ids,
         },
         "splits": splits,
-        "documents": {"input": input_documents, "without_tokens": input_documents - kept},
+        "documents": documents,
     }
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
@@ -143,7 +153,11 @@ def _parse(content: dict[str, Any], *, fingerprint: str) -> Manifest:
         input_documents=int(content["documents"]["input"]),
         dropped_documents=int(content["documents"]["without_tokens"]),
         fingerprint=fingerprint,
+        fields=tuple(content["fields"]),
+        duplicate_documents=int(content["documents"].get("duplicates", 0)),
     )
+    if manifest.fields not in (FIELDS, FIELDS_WITH_WORDS):
+        raise ValueError(f"fields {list(manifest.fields)} are not those of a block")
     if manifest.dtype != token_dtype(manifest.vocab_size):
         raise ValueError(f"dtype {manifest.dtype} does not go with vocab_size {manifest.vocab_size}")
     return manifest

@@ -8,6 +8,7 @@ import mmap
 import os
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from data_pipeline.atomic import publish, refused_writes, temporary_path, write_atomically
 from data_pipeline.blocks import START, ClosedBlock, Position
-from data_pipeline.manifest import FIELDS, Shard, SplitName, index_name
+from data_pipeline.manifest import WORDS_FIELD, Shard, SplitName, index_name
 from data_pipeline.shards import ShardIndex, parse_index
 from trainer.errors import UserError
 
@@ -77,9 +78,9 @@ class ShardWriter:
 class _Rows:
     """The index under construction."""
 
-    offset: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in FIELDS})
-    size: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in FIELDS})
-    crc32: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in FIELDS})
+    offset: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    size: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    crc32: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     block_tokens: list[int] = field(default_factory=list)
     lengths: list[npt.NDArray[np.uint32]] = field(default_factory=list)
     first_document: int = 0
@@ -114,13 +115,14 @@ class _OpenShard:
 
     def write(self, block: ClosedBlock, *, number: int) -> None:
         members = {"lengths": _npy(block.lengths), "tokens": _npy(block.tokens)}
+        if block.word_starts is not None:
+            members[WORDS_FIELD] = _npy(np.packbits(block.word_starts))
         offset = self._tar.tarstream.offset
         with refused_writes(self._path, kept=KEPT):
-            self._tar.write({"__key__": f"{number:06d}", **{f"{name}.npy": members[name] for name in FIELDS}})
+            self._tar.write({"__key__": f"{number:06d}", **{f"{name}.npy": data for name, data in members.items()}})
         rows = self._rows
-        # TarWriter writes the members of a sample in alphabetical order, which is the order of FIELDS.
-        for name in FIELDS:
-            payload = members[name]
+        # TarWriter writes the members of a sample in alphabetical order, in which they stand here.
+        for name, payload in members.items():
             rows.offset[name].append(offset + _TAR_RECORD)
             rows.size[name].append(len(payload))
             rows.crc32[name].append(zlib.crc32(payload))
@@ -210,7 +212,7 @@ def finished_shards(folder: Path, *, split: SplitName) -> tuple[list[Shard], Pos
 def _checked_sha256(path: Path, index: ShardIndex) -> str:
     """SHA-256 of a tar whose every member has the crc32 of the index; raises ValueError for one that has not."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for name in FIELDS:
+        for name in index.offset:
             for offset, size, crc32 in zip(index.offset[name], index.size[name], index.crc32[name], strict=True):
                 if zlib.crc32(content[offset : offset + size]) != crc32:
                     raise ValueError(f"the crc32 of {name} at byte {offset} is wrong")

@@ -1,7 +1,8 @@
 """Token shards as a reader sees them: blocks of documents, found through indexes and read by byte range.
 
 A shard is a plain WebDataset tar. Its sample NNNNNN is one block of consecutive documents: `NNNNNN.tokens.npy`
-(the ids of all of them, uint16 or uint32) and `NNNNNN.lengths.npy` (tokens a document, uint32).
+(the ids of all of them, uint16 or uint32) and `NNNNNN.lengths.npy` (tokens a document, uint32). Where words were
+found by a segmenter, `NNNNNN.words.npy` holds one bit a token, packed by `numpy.packbits`: the token begins a word.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.manifest import FIELDS, LENGTH_DTYPE, Manifest, Shard, index_name, load_manifest
+from data_pipeline.manifest import (
+    FIELDS,
+    FIELDS_WITH_WORDS,
+    LENGTH_DTYPE,
+    WORDS_FIELD,
+    Manifest,
+    Shard,
+    index_name,
+    load_manifest,
+)
 from trainer.errors import UserError
 
 __all__ = [
@@ -45,10 +55,15 @@ AnyArray = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Block:
-    """One block: `tokens` [sum of lengths] and `lengths` [documents], both read-only."""
+    """One block: `tokens` [sum of lengths] and `lengths` [documents], both read-only.
+
+    `word_starts`, bool [sum of lengths], says which tokens begin a word; None where it was not asked for, and where
+    the shards hold none because the vocabulary's pieces say it themselves.
+    """
 
     tokens: AnyArray
     lengths: npt.NDArray[np.uint32]
+    word_starts: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         """The index file's bytes: an npz without pickles, the same for the same index."""
         arrays: dict[str, AnyArray] = {}
-        for field in FIELDS:
+        for field in self.offset:
             arrays[f"{field}_offset"] = self.offset[field]
             arrays[f"{field}_size"] = self.size[field]
             arrays[f"{field}_crc32"] = self.crc32[field]
@@ -129,18 +144,22 @@ class BlockStore:
         for shard in range(len(self._shards)):
             yield from self._lengths(shard)
 
-    def read_block(self, block: int) -> Block:
-        """Read one block; raises ShardDamage when it is not what index and manifest say."""
+    def read_block(self, block: int, *, words: bool = False) -> Block:
+        """Read one block, with its word starts if asked; raises ShardDamage when it is not what the manifest says."""
         lengths = self.read_member(block, field="lengths")
         tokens = self.read_member(block, field="tokens")
         total = int(lengths.sum(dtype=np.int64))
         if total != len(tokens):
             what = f"the sum of {member_name(block, field='lengths')}"
             raise ShardDamage.of(self._path(block), what, expected=len(tokens), found=total)
-        return Block(tokens, lengths)
+        if not words or WORDS_FIELD not in self.manifest.fields:
+            return Block(tokens, lengths)
+        bits = np.unpackbits(self.read_member(block, field=WORDS_FIELD), count=total)
+        bits.setflags(write=False)
+        return Block(tokens, lengths, bits.view(np.bool_))
 
     def read_member(self, block: int, *, field: str) -> AnyArray:
-        """Read "tokens" or "lengths" of one block by its byte range; raises ShardDamage."""
+        """Read one of the manifest's `fields` of one block by its byte range; raises ShardDamage."""
         shard, local = self._locate(block)
         index = self._index(shard)
         path, name = self._path(block), member_name(block, field=field)
@@ -151,8 +170,9 @@ class BlockStore:
         expected, found = int(index.crc32[field][local]), zlib.crc32(payload)
         if found != expected:
             raise ShardDamage.of(path, f"the crc32 of {name}", expected=f"{expected:08x}", found=f"{found:08x}")
-        count = int((index.block_tokens if field == "tokens" else index.block_documents)[local])
-        dtype = self.manifest.dtype if field == "tokens" else LENGTH_DTYPE
+        tokens, documents = int(index.block_tokens[local]), int(index.block_documents[local])
+        count = {"tokens": tokens, "lengths": documents, WORDS_FIELD: -(-tokens // 8)}[field]
+        dtype = {"tokens": self.manifest.dtype, "lengths": LENGTH_DTYPE, WORDS_FIELD: np.dtype(np.uint8)}[field]
         return _parse_npy(payload, path=path, name=name, dtype=dtype, count=count)
 
     def _locate(self, block: int) -> tuple[int, int]:
@@ -205,10 +225,11 @@ def read_index(folder: Path, *, shard: Shard) -> ShardIndex:
 def parse_index(raw: bytes) -> ShardIndex:
     """An index from its file's bytes; raises ValueError, KeyError or zipfile.BadZipFile when they are none."""
     with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
+        fields = FIELDS_WITH_WORDS if f"{WORDS_FIELD}_offset" in arrays else FIELDS
         return ShardIndex(
-            offset={field: arrays[f"{field}_offset"] for field in FIELDS},
-            size={field: arrays[f"{field}_size"] for field in FIELDS},
-            crc32={field: arrays[f"{field}_crc32"] for field in FIELDS},
+            offset={field: arrays[f"{field}_offset"] for field in fields},
+            size={field: arrays[f"{field}_size"] for field in fields},
+            crc32={field: arrays[f"{field}_crc32"] for field in fields},
             **{name: arrays[name] for name in _PLAIN_ARRAYS},
         )
 

@@ -27,6 +27,7 @@ from trainer.errors import UserError
 
 ModelType = Literal["unigram", "bpe"]
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 
 MODEL_FILE = "spiece.model"
 METADATA_FILE = "bertline_tokenizer.json"
@@ -107,6 +108,14 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[Int32Array]:
         """The ids of each text, int32 [tokens], without special tokens; one thread, and the GIL is free meanwhile."""
         return cast("list[Int32Array]", self.processor.encode(list(texts), return_type="numpy", num_threads=1))
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> tuple[list[Int32Array], list[Int64Array]]:
+        """`encode_batch`, and where in its text each token lies: int64 [tokens, 2], first character and the end."""
+        found = self.processor.encode(list(texts), return_type="offset_mapping", num_threads=1)
+        return (
+            [np.array(text["ids"], np.int32) for text in found],
+            [np.array(text["offsets"], np.int64).reshape(-1, 2) for text in found],
+        )
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
         """The text of some ids; special tokens give nothing."""

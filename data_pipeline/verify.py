@@ -7,11 +7,13 @@ import tarfile
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.build import TOKENIZER_FOLDER
-from data_pipeline.manifest import FIELDS, SPLITS, Manifest, Shard
+from data_pipeline.manifest import SPLITS, WORDS_FIELD, Manifest, Shard
 from data_pipeline.shards import BlockStore, ShardDamage, member_name, read_index
 from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
@@ -60,7 +62,7 @@ def _shard_damage(store: BlockStore, *, shard: Shard, first_block: int) -> Itera
     expected = [
         (member_name(first_block + block, field=field), int(index.offset[field][block]), int(index.size[field][block]))
         for block in range(shard.blocks)
-        for field in FIELDS
+        for field in store.manifest.fields
     ]
     yield from _structure_damage(path, expected=expected)
     for block in range(first_block, first_block + shard.blocks):
@@ -96,20 +98,29 @@ def _structure_damage(path: Path, *, expected: list[tuple[str, int, int]]) -> It
 
 def _block_damage(store: BlockStore, *, path: Path, block: int) -> Iterator[str]:
     arrays = {}
-    for field in FIELDS:
+    for field in store.manifest.fields:
         try:
             arrays[field] = store.read_member(block, field=field)
         except ShardDamage as damage:
             yield damage.finding
-    if len(arrays) < len(FIELDS):
+    if len(arrays) < len(store.manifest.fields):
         return
     if not np.array_equal(arrays["lengths"], store.block_lengths(block)):
         yield f"{path}: {member_name(block, field='lengths')} is not what the index says"
     if int(arrays["lengths"].sum(dtype=np.int64)) != len(arrays["tokens"]):
         yield f"{path}: the sum of {member_name(block, field='lengths')} is not the number of tokens"
+    elif WORDS_FIELD in arrays and not _words_fit(arrays):
+        yield f"{path}: {member_name(block, field=WORDS_FIELD)} does not begin a word at each document's first token"
     highest = int(arrays["tokens"].max())
     if highest >= store.manifest.vocab_size:
         yield (
             f"{path}: {member_name(block, field='tokens')} holds the id {highest}, "
             f"beyond the vocabulary of {store.manifest.vocab_size}"
         )
+
+
+def _words_fit(arrays: dict[str, npt.NDArray[Any]]) -> bool:
+    """Whether each document begins with a word's start, and no bit is set behind the last token."""
+    bits = np.unpackbits(arrays[WORDS_FIELD])
+    ends = np.cumsum(arrays["lengths"], dtype=np.int64)
+    return bool(bits[ends - arrays["lengths"]].all()) and not bits[ends[-1] :].any()
