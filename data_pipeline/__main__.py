@@ -18,7 +18,7 @@ From raw text to token shards, in two steps:
 
 Then look at them and, after copying them, check them:
 
-  python -m data_pipeline inspect shards/
+  python -m data_pipeline inspect shards/ --html shards.html
   python -m data_pipeline verify shards/
 
 Text is read from .txt (a document a line), .jsonl and .parquet (a text field each), .txt and .jsonl also
@@ -40,10 +40,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_build(commands)
     verify = commands.add_parser("verify", help="read everything and check every checksum and count")
     verify.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
+    verify.add_argument("--sample", type=_natural, metavar="N", help="tokenize N documents of the text again too")
+    verify.add_argument("--input", nargs="+", metavar="PATH", help="with --sample: the text the shards were built from")
     verify.set_defaults(run=_verify)
     inspect = commands.add_parser("inspect", help="print what shards hold")
     inspect.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
-    inspect.add_argument("--examples", type=_natural, default=2, metavar="N", help="decoded documents to print [2]")
+    inspect.add_argument(
+        "--examples", type=_natural, default=2, metavar="N", help="decoded documents and rows to show [2]"
+    )
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and masked rows too")
     inspect.set_defaults(run=_inspect)
     return parser.parse_args(arguments)
 
@@ -168,12 +173,19 @@ def _build_here(options: argparse.Namespace, *, executor: Executor | None = None
 def _verify(options: argparse.Namespace) -> int:
     from data_pipeline.manifest import load_manifest
     from data_pipeline.verify import find_damage
+    from data_pipeline.verify_text import find_differences
 
+    if (options.sample is None) != (options.input is None):
+        raise UserError("--sample N and --input PATH... go together: how many documents to compare, and their text")
     manifest = load_manifest(options.folder)
     damage = 0
     for line in find_damage(options.folder, manifest=manifest):
         print(line, flush=True)
         damage += 1
+    if options.sample is not None:
+        for line in find_differences(options.folder, manifest=manifest, paths=options.input, sample=options.sample):
+            print(line, flush=True)
+            damage += 1
     if damage:
         print(f"{options.folder}: {damage} damaged; copy those files again, or remove the folder and build it again")
         return 1
@@ -186,9 +198,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from data_pipeline.facts import gather_facts
     from data_pipeline.report import print_report
 
-    print_report(options.folder, examples=options.examples)
+    facts = gather_facts(options.folder, examples=options.examples)
+    print_report(facts)
+    if options.html is not None:
+        from data_pipeline.page import write_page
+
+        write_page(options.html, facts)
+        print(f"\n{options.html}: written")
     return 0
 
 

@@ -1,11 +1,16 @@
-"""Tokenizing chunks in several processes at once, with the results in the order of the chunks."""
+"""Tokenizing chunks by several workers at once, with the results in the order of the chunks.
+
+sentencepiece lets other threads run while it works, and takes seven eighths of a worker's time: two workers are
+threads of this process, to which no text need be sent. More would wait for each other in what remains (parsing,
+hashing for the split, joining), and are processes; so are those of a segmenter in Python.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
@@ -16,15 +21,16 @@ from data_pipeline.text import Chunk
 from trainer.errors import UserError
 
 _CHUNKS_A_WORKER = 4
+_MOST_THREADS = 2
 _INPUT_BYTES_A_WORKER = 8 << 20
 
 
 def encode_in_order(
     chunks: Iterator[tuple[int, Chunk]], *, job: EncodeJob, workers: int, executor: Executor | None = None
 ) -> Generator[tuple[int, EncodedChunk], None, None]:
-    """Encode chunks, by worker processes when there is more than one; results come in the order of the chunks.
+    """Encode chunks, by `workers` at once when there is more than one; results come in the order of the chunks.
 
-    `executor` is where they are encoded, if not in processes of our own. Each chunk comes with a number that is
+    `executor` is where they are encoded, if not by workers of our own. Each chunk comes with a number that is
     handed through. Only a few chunks are under way at any time. Raises the first UserError in input order, and one
     when a worker was killed.
     """
@@ -33,7 +39,7 @@ def encode_in_order(
             yield tag, encode_chunk(chunk, number=number, job=job)
         return
     own = executor is None
-    executor = executor or ProcessPoolExecutor(workers, mp_context=_worker_context(), initializer=start_worker)
+    executor = executor or _own_executor(workers, job=job)
     under_way: deque[tuple[int, Future[EncodedChunk]]] = deque()
     try:
         first_worker = executor.submit(os.getpid)
@@ -59,6 +65,12 @@ def encode_in_order(
             future.cancel()
         if own:
             executor.shutdown(cancel_futures=True)
+
+
+def _own_executor(workers: int, *, job: EncodeJob) -> Executor:
+    if workers <= _MOST_THREADS and job.word_starts == "vocabulary":
+        return ThreadPoolExecutor(workers)
+    return ProcessPoolExecutor(workers, mp_context=_worker_context(), initializer=start_worker)
 
 
 def _submit(executor: Executor, chunk: Chunk, *, number: int, job: EncodeJob) -> Future[EncodedChunk]:

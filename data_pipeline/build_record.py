@@ -66,6 +66,15 @@ class BuildRecord:
         )
 
 
+def read_record(folder: Path) -> BuildRecord | None:
+    """What the shards in `folder` were built from; None where no record lies beside them, or one of another version."""
+    try:
+        content = json.loads((folder / RECORD_FILE).read_bytes())
+        return BuildRecord(**{**content, "inputs": tuple((path, size, time) for path, size, time in content["inputs"])})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
 @contextmanager
 def begin_build(folder: Path, *, record: BuildRecord) -> Iterator[bool]:
     """Hold a shard folder for one build; gives whether a build of the same record is already finished there.

@@ -68,8 +68,27 @@ def encode_chunk(chunk: Chunk, *, number: int, job: EncodeJob) -> EncodedChunk:
         first = 0 if number > done_chunk else done_documents if number == done_chunk else len(documents)
         needed[split] = places[member & (places >= first)]
     return EncodedChunk(
-        len(documents), {split: _encode(documents, chosen, job=job) for split, chosen in needed.items()}, digests
+        len(documents),
+        {split: encode_documents(documents, chosen, job=job) for split, chosen in needed.items()},
+        digests,
     )
+
+
+def encode_documents(documents: Sequence[str], chosen: npt.NDArray[np.uint32], *, job: EncodeJob) -> EncodedDocuments:
+    """Tokenize the documents at the places `chosen`; those without a token are left out."""
+    tokenizer = _load_tokenizer(job.tokenizer)
+    texts = [documents[place] for place in chosen.tolist()]
+    starts = None
+    if job.word_starts == "vocabulary":
+        ids = tokenizer.encode_batch(texts)
+    else:
+        ids, offsets = tokenizer.encode_with_offsets(texts)
+        starts = batch_word_starts(texts, offsets)
+    dtype = token_dtype(tokenizer.vocab_size)
+    lengths = np.fromiter(map(len, ids), LENGTH_DTYPE, len(ids))
+    tokens = np.concatenate(ids, dtype=dtype, casting="unsafe") if ids else np.empty(0, dtype)
+    kept = lengths > 0
+    return EncodedDocuments(tokens, lengths[kept], chosen[kept], starts)
 
 
 def is_validation(documents: Sequence[str], *, fraction: float) -> npt.NDArray[np.bool_]:
@@ -113,19 +132,3 @@ def _end_with(sentinel: int) -> None:
 @lru_cache(maxsize=1)
 def _load_tokenizer(folder: str) -> Tokenizer:
     return Tokenizer.load(folder)
-
-
-def _encode(documents: list[str], chosen: npt.NDArray[np.uint32], *, job: EncodeJob) -> EncodedDocuments:
-    tokenizer = _load_tokenizer(job.tokenizer)
-    texts = [documents[place] for place in chosen.tolist()]
-    starts = None
-    if job.word_starts == "vocabulary":
-        ids = tokenizer.encode_batch(texts)
-    else:
-        ids, offsets = tokenizer.encode_with_offsets(texts)
-        starts = batch_word_starts(texts, offsets)
-    dtype = token_dtype(tokenizer.vocab_size)
-    lengths = np.fromiter(map(len, ids), LENGTH_DTYPE, len(ids))
-    tokens = np.concatenate(ids, dtype=dtype, casting="unsafe") if ids else np.empty(0, dtype)
-    kept = lengths > 0
-    return EncodedDocuments(tokens, lengths[kept], chosen[kept], starts)

@@ -39,6 +39,11 @@ class SeenTexts:
         self._slots = np.zeros((_FIRST_SLOTS, 2), np.uint64)
         self._held = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the table."""
+        return self._slots.nbytes
+
     def add(self, digests: Digests) -> npt.NDArray[np.bool_]:
         """Remember these digests; gives which of them are new, bool [digests]: of equal ones the first is."""
         # All zeros marks a free slot, so that digest, were it ever to come, counts as its neighbour.

@@ -17,7 +17,7 @@ from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 100)
-_SAMPLED_BLOCKS = 256
+SAMPLED_BLOCKS = 256
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def length_histogram(counts: npt.NDArray[np.int64]) -> list[LengthBin]:
 def count_unknown(store: BlockStore, *, unk_id: int) -> UnknownTokens:
     """Unknown tokens in up to 256 blocks spread evenly over the split."""
     sampled = unknown = 0
-    for block in _spread(store.num_blocks, wanted=_SAMPLED_BLOCKS):
+    for block in spread(store.num_blocks, wanted=SAMPLED_BLOCKS):
         tokens = store.read_member(block, field="tokens")
         sampled += len(tokens)
         unknown += int(np.count_nonzero(tokens == unk_id))
@@ -91,11 +91,12 @@ def count_unknown(store: BlockStore, *, unk_id: int) -> UnknownTokens:
 
 def example_documents(store: BlockStore, *, tokenizer: Tokenizer, wanted: int) -> Iterator[tuple[int, int, str]]:
     """The first documents of blocks spread evenly over the split: (block, tokens, decoded text)."""
-    for block in _spread(store.num_blocks, wanted=wanted):
+    for block in spread(store.num_blocks, wanted=wanted):
         content = store.read_block(block)
         length = int(content.lengths[0])
         yield block, length, tokenizer.decode(content.tokens[:length])
 
 
-def _spread(count: int, *, wanted: int) -> list[int]:
+def spread(count: int, *, wanted: int) -> list[int]:
+    """At most `wanted` numbers below `count`, evenly apart."""
     return sorted({number * count // wanted for number in range(wanted)}) if count else []

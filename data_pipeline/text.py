@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
+import orjson
+
 from data_pipeline.inputs import InputFile
 from data_pipeline.lines import line_pieces, paragraph_pieces, too_long
 from data_pipeline.records import Record, read_records
@@ -83,6 +85,8 @@ def parse_chunk(chunk: Chunk, *, options: TextOptions) -> list[str]:
     if isinstance(chunk, RecordChunk):
         return [_record_text(chunk.path, record, options=options) for record in chunk.records]
     if chunk.is_json:
+        if (texts := _json_texts_if_plain(chunk, options=options)) is not None:
+            return texts
         numbered = [(number, line) for number, line in enumerate(_lines(chunk), chunk.first_line) if line]
         return [_json_text(line, where=f"{chunk.path}:{number}", options=options) for number, line in numbered]
     parts = _PARAGRAPH_BREAK.split("\n".join(_lines(chunk))) if options.document == "blank-line" else _lines(chunk)
@@ -129,6 +133,22 @@ def _lines(chunk: LineChunk) -> list[str]:
         return [line.decode("utf-8").strip() for line in lines]
     except UnicodeDecodeError:
         raise _invalid_utf8(chunk) from None
+
+
+def _json_texts_if_plain(chunk: LineChunk, *, options: TextOptions) -> list[str] | None:
+    """The documents of a chunk of JSON lines, or None where any line needs a closer look.
+
+    orjson takes half the time of json and never gives half a surrogate pair; what it refuses, and why, is said
+    line by line by `_json_text`, which also takes what only Python's json does (NaN).
+    """
+    if len(chunk.payload) > options.max_document_bytes // 4 or chunk.payload.startswith(_UTF8_MARK):
+        return None
+    field = options.text_field
+    lines = chunk.payload.split(b"\n")
+    try:
+        return [orjson.loads(line)[field].strip() for line in lines if line and not line.isspace()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _invalid_utf8(chunk: LineChunk) -> UserError:

@@ -39,6 +39,8 @@ class DataConfig(StrictModel):
     text_field: str = "text"
     document: Literal["line", "blank-line"] = "line"
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    word_starts: Literal["vocabulary", "jieba"] = "vocabulary"
+    deduplicate: bool = False
     prepared: str | None = None
     max_seq_len: PositiveInt = 512
     packing: Literal["packed", "padded"] = "packed"
@@ -58,6 +60,11 @@ class DataConfig(StrictModel):
             )
         if self.shards is not None and self.prepared is not None:
             raise ValueError("data.prepared belongs to data.text; with data.shards remove it")
+        if self.shards is not None and (self.word_starts != "vocabulary" or self.deduplicate):
+            raise ValueError(
+                "data.word_starts and data.deduplicate belong to data.text, and shards were built with or without; "
+                "with data.shards remove them"
+            )
         if self.max_seq_len < 4:
             raise ValueError("data.max_seq_len must be at least 4: [CLS], [SEP] and two tokens")
         return self

@@ -20,6 +20,7 @@ _RECIPE_KEYS = {
     "--validation-fraction ": "data.validation_fraction=",
     "--text-field": "data.text_field",
     "--document blank-line": "data.document: blank-line",
+    "--word-starts ": "data.word_starts: ",
     "set it to 0": "set it to 0 with evaluation: null",
 }
 
@@ -70,6 +71,8 @@ def _settings_key(config: Config, paths: list[str]) -> str:
         "text_field": data.text_field,
         "document": data.document,
         "validation_fraction": data.validation_fraction,
+        "word_starts": data.word_starts,
+        "deduplicate": data.deduplicate,
         "tokenizer": tokenizer.model_dump(),
     }
     return fingerprint(settings)[:12]
@@ -99,4 +102,6 @@ def _build(config: Config, paths: list[str], *, folder: Path, report: Callable[[
         validation_fraction=data.validation_fraction,
         document=data.document,
         text_field=data.text_field,
+        word_starts=data.word_starts,
+        deduplicate=data.deduplicate,
     )

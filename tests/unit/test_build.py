@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from small_corpus import folder_bytes, made_up_documents, small_tokenizer, write_lines
 
-from data_pipeline.build import build_shards, encode_in_order
+from data_pipeline.build import build_shards
+from data_pipeline.build_pool import encode_in_order
 from data_pipeline.build_worker import EncodeJob
 from data_pipeline.manifest import Manifest
 from data_pipeline.text import LineChunk, TextOptions
@@ -106,7 +107,7 @@ def test_a_killed_build_with_workers_leaves_no_process_and_goes_on(tmp_path: Pat
         "if __name__ == '__main__':\n"
         "    from data_pipeline.build import build_shards\n"
         f"    build_shards([{str(text)!r}], tokenizer={str(small_tokenizer())!r}, "
-        f"out={str(tmp_path / 'killed')!r}, workers=2, **{settings!r})"
+        f"out={str(tmp_path / 'killed')!r}, workers=3, **{settings!r})"
     )
     (tmp_path / "script.py").write_text(script)
     process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], start_new_session=True)
@@ -114,7 +115,7 @@ def test_a_killed_build_with_workers_leaves_no_process_and_goes_on(tmp_path: Pat
         assert process.poll() is None, "the build ended before it could be killed"
         time.sleep(0.001)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(workers) >= 2
+    assert len(workers) >= 3
     process.kill()
     process.wait()
     assert not (tmp_path / "killed/manifest.json").exists()
@@ -244,7 +245,7 @@ def test_a_killed_worker_fails_the_build_in_one_line() -> None:
     chunk = _Deadly("deadly.txt", is_json=False, payload=b"text\n", first_line=1, offset=0, input_position=5)
     # Without end, since this process encodes too until the first worker stands ready.
     with pytest.raises(UserError, match="a build worker was killed") as refused:
-        list(encode_in_order(itertools.repeat((0, chunk)), job=job, workers=2))
+        list(encode_in_order(itertools.repeat((0, chunk)), job=job, workers=3))
     assert "\n" not in str(refused.value)
 
 

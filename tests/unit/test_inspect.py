@@ -7,6 +7,7 @@ import pytest
 from small_corpus import small_tokenizer, write_lines
 
 from data_pipeline.build import build_shards
+from data_pipeline.facts import gather_facts
 from data_pipeline.inspect import (
     LengthBin,
     count_lengths,
@@ -83,7 +84,7 @@ def test_another_tokenizer_is_refused(shards: Path) -> None:
 
 
 def test_the_report_is_plain_when_piped(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_report(shards, examples=1)
+    print_report(gather_facts(shards, examples=1))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     for expected in (load_manifest(shards).fingerprint, "documents   4 read", "unknown tokens, train: ", "block 0"):

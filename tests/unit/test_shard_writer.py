@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.blocks import START, ClosedBlock, Position
+from data_pipeline.manifest import manifest_bytes
 from data_pipeline.shard_writer import ShardWriter, finished_shards
 from data_pipeline.shards import parse_index
 from trainer.errors import UserError
@@ -61,6 +63,20 @@ def test_the_index_is_where_the_members_lie(tmp_path: Path) -> None:
     assert index.lengths.tolist() == [1, 5, 1, 5]
     assert index.document_range.tolist() == [20, 32]
     assert index.resume_position.tolist() == [3, 2]
+
+
+def test_the_bytes_of_known_blocks_never_change(tmp_path: Path) -> None:
+    # Shards built by an older version must go on, and runs trained on them: the manifest names every file's sha256.
+    content = manifest_bytes(
+        {"train": _write(tmp_path).shards, "validation": []},
+        block_tokens=6,
+        vocab_size=300,
+        tokenizer_sha256="0" * 64,
+        special_token_ids={"pad": 0},
+        input_documents=11,
+    )
+    fingerprint = "0f2eb4c7d2ad2ccd986f4d5a5734cb3996025aa8e3a471431026cf299fbcbf74"
+    assert hashlib.sha256(content).hexdigest() == fingerprint
 
 
 def test_an_error_leaves_finished_shards_and_nothing_else(tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def test_json_lines_give_the_named_field(tmp_path: Path) -> None:
     assert _documents(path, TextOptions(text_field="body")) == ["one\ntwo", "", "café"]
 
 
+def test_json_lines_that_only_one_of_two_parsers_takes_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"text": " a "}\n{"text": "b", "x": NaN}\n \t\n{"text": "\\ud83d\\ude00"}\u00a0\n'.encode())
+    assert _documents(path) == ["a", "b", "😀"]
+    path.write_text('{"text": "a", "n": 123456789012345678901234567890}\n{"text": "b", "text": "c"}\n\r\n')
+    assert _documents(path) == ["a", "c"]
+
+
 @pytest.mark.parametrize("rule", ["line", "blank-line"])
 def test_chunks_hold_whole_documents_and_know_their_lines(tmp_path: Path, rule: str) -> None:
     separator = "\n" if rule == "line" else "\n\n"
