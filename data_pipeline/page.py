@@ -25,11 +25,12 @@ th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
 .text b { font-weight: 600; border-radius: 3px; padding: 0 .15em; }
 .special { color: #8b989e; font-weight: 400 !important; } .unknown { background: #c62828; color: #fff; }
 .mask { background: #2f6f8f; color: #fff; } .random { background: #f4c58a; } .kept { background: #cfe8c6; }
-b s { opacity: .65; margin-left: .3em; } .note { color: #56646b; }
+b i { background: #ffffffd0; color: #1c2428; font-style: normal; border-radius: 2px; padding: 0 .15em; margin-left: .2em; }
+.identity td { text-align: left; } .note { color: #56646b; }
 """
 _KINDS = (
-    ("mask", "[MASK]", "to be predicted, hidden behind [MASK]"),
-    ("random", "random", "to be predicted, another token drawn in its place"),
+    ("mask", "[MASK]", "to be predicted, hidden behind [MASK]; what was there stands behind it"),
+    ("random", "random", "to be predicted, another token drawn in its place; what was there stands behind it"),
     ("kept", "kept", "to be predicted, left as it is"),
     ("unknown", "[UNK]", "not in the vocabulary"),
     ("special", "[CLS] [SEP]", "around each document of the row"),
@@ -71,7 +72,11 @@ def _identity(facts: ShardFacts) -> str:
         ("tokens", f"{manifest.dtype}, blocks of {manifest.block_tokens:,}, members {', '.join(manifest.fields)}"),
         ("documents", f"{manifest.input_documents:,} read; left out: {dropped}"),
     ]
-    return "<table>" + "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in rows) + "</table>"
+    return (
+        '<table class="identity">'
+        + "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in rows)
+        + "</table>"
+    )
 
 
 def _splits(facts: ShardFacts) -> str:
@@ -100,7 +105,7 @@ def _scripts(split: SplitFacts) -> str:
     letters = max(1, sum(share.letters for share in split.scripts))
     documents = max(1, sum(share.documents for share in split.scripts))
     rows = [
-        (share.script.capitalize(), f"{share.letters / letters:.2%}", f"{share.documents / documents:.2%}")
+        (share.script, f"{share.letters / letters:.2%}", f"{share.documents / documents:.2%}")
         for share in split.scripts
     ]
     return _table((f"{split.name}: script", "of letters", "of documents, by most letters"), rows)
@@ -132,7 +137,7 @@ def _marked(token: RowToken) -> str:
     if token.kind == "plain":
         return blank + original
     if token.kind in ("mask", "random"):
-        return f'{blank}<b class="{token.kind}">{given}<s>{original}</s></b>'
+        return f'{blank}<b class="{token.kind}">{given}<i>{original}</i></b>'
     space = " " if token.kind == "special" else blank
     return f'{space}<b class="{token.kind}">{given}</b>'
 

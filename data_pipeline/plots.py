@@ -55,7 +55,7 @@ def script_plot(split: SplitFacts) -> bytes:
         total = max(1, sum(getattr(share, what) for share in split.scripts))
         places = [place + 0.38 * number for place in range(len(shown))]
         axes.barh(places, [getattr(share, what) / total for share in shown], 0.36, label=what, color=colour)
-    axes.set_yticks([place + 0.19 for place in range(len(shown))], [share.script.capitalize() for share in shown])
+    axes.set_yticks([place + 0.19 for place in range(len(shown))], [share.script for share in shown])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.legend(frameon=False)

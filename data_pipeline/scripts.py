@@ -26,7 +26,7 @@ class ScriptShare:
 
 
 def letter_script(character: str) -> str | None:
-    """The script of a letter (LATIN, CJK, CYRILLIC, ...), None for what is none.
+    """The script of a letter (Latin, CJK, Cyrillic, ...), None for what is none.
 
     That is the first word of the character's Unicode name, which names the script of nearly every letter; full-width
     and other compatible forms are taken for what they stand for.
@@ -34,7 +34,8 @@ def letter_script(character: str) -> str | None:
     plain = unicodedata.normalize("NFKC", character)[0]
     if not unicodedata.category(plain).startswith("L"):
         return None
-    return unicodedata.name(plain, "UNNAMED").split()[0].partition("-")[0]
+    name = unicodedata.name(plain, "UNNAMED").split()[0].partition("-")[0]
+    return name if name == "CJK" else name.capitalize()
 
 
 def piece_letters(pieces: Sequence[str], *, special_ids: Sequence[int]) -> tuple[list[str], npt.NDArray[np.int32]]:

@@ -115,7 +115,7 @@ def test_a_killed_build_with_workers_leaves_no_process_and_goes_on(tmp_path: Pat
         assert process.poll() is None, "the build ended before it could be killed"
         time.sleep(0.001)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(workers) >= 3
+    assert len(workers) >= 2
     process.kill()
     process.wait()
     assert not (tmp_path / "killed/manifest.json").exists()

@@ -27,6 +27,12 @@ def config(**changes):
         (DataConfig, {}, "set exactly one of data.shards"),
         (DataConfig, {"shards": "a", "text": ["b"]}, "set exactly one of data.shards"),
         (DataConfig, {"shards": "a", "prepared": "b"}, "data.prepared belongs to data.text"),
+        (
+            DataConfig,
+            {"shards": "a", "word_starts": "jieba"},
+            "data.word_starts and data.deduplicate belong to data.text",
+        ),
+        (DataConfig, {"shards": "a", "deduplicate": True}, "data.word_starts and data.deduplicate belong to data.text"),
         (DataConfig, {"shards": "a", "max_seq_len": 3}, "at least 4"),
         (ObjectiveConfig, {"mask_token_rate": 0.8, "random_token_rate": 0.3}, "exceeds 1"),
         (ObjectiveConfig, {"mask_rate": 0.0}, "greater than 0"),

@@ -90,7 +90,7 @@ def test_the_page_and_the_report_tell_the_same_facts(
     ):
         assert fact in printed
         assert fact in content
-    assert "LATIN" in printed
+    assert "Latin" in printed
     assert "Latin" in content
     assert "[MASK]{" in printed
     for kind in ("mask", "random", "kept", "special"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,24 @@ def test_other_text_and_other_settings_are_prepared_anew(text: Path, tmp_path: P
     assert other != folder
     assert len(told) == 2
     assert load_manifest(other).fingerprint != load_manifest(folder).fingerprint
+
+
+def test_duplicates_and_word_starts_are_as_the_recipe_says(text: Path, tmp_path: Path) -> None:
+    write_lines(text, [*made_up_documents(200), *made_up_documents(50)])
+    plain, _ = prepared(config(tmp_path))
+    distinct, _ = prepared(config(tmp_path, deduplicate=True))
+    with_words, _ = prepared(config(tmp_path, word_starts="jieba"))
+    manifests = [load_manifest(folder) for folder in (plain, distinct, with_words)]
+    assert [manifest.duplicate_documents for manifest in manifests] == [0, 50, 0]
+    assert ["words" in manifest.fields for manifest in manifests] == [False, False, True]
+
+
+def test_a_missing_segmenter_is_said_in_the_words_of_the_recipe(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    with pytest.raises(UserError, match=r"data\.word_starts: jieba needs jieba, .*pip install 'bertline\[zh\]'"):
+        prepared(config(tmp_path, word_starts="jieba"))
 
 
 def test_several_runs_may_share_what_was_prepared(text: Path, tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ from data_pipeline.tokenizer import Tokenizer
 @pytest.mark.parametrize(
     ("character", "script"),
     [
-        ("a", "LATIN"),
-        ("é", "LATIN"),
-        ("ａ", "LATIN"),
-        ("ж", "CYRILLIC"),
+        ("a", "Latin"),
+        ("é", "Latin"),
+        ("ａ", "Latin"),
+        ("ж", "Cyrillic"),
         ("水", "CJK"),
-        ("ｱ", "KATAKANA"),
-        ("ひ", "HIRAGANA"),
-        ("한", "HANGUL"),
-        ("ש", "HEBREW"),
+        ("ｱ", "Katakana"),
+        ("ひ", "Hiragana"),
+        ("한", "Hangul"),
+        ("ש", "Hebrew"),
         ("7", None),
         ("▁", None),
         ("☃", None),
@@ -36,7 +36,7 @@ def test_the_script_of_a_character(character: str, script: str | None) -> None:
 
 def test_letters_of_pieces_are_counted_and_special_ones_have_none() -> None:
     scripts, letters = piece_letters(["[PAD]", "▁ab水", "ж7"], special_ids=[0])
-    assert scripts == ["CJK", "CYRILLIC", "LATIN"]
+    assert scripts == ["CJK", "Cyrillic", "Latin"]
     assert letters.tolist() == [[0, 0, 0], [1, 0, 2], [0, 1, 0]]
 
 
@@ -53,7 +53,7 @@ def test_shares_count_letters_and_each_document_once(tmp_path: Path) -> None:
     store = BlockStore(tmp_path / "shards", manifest=load_manifest(tmp_path / "shards"), split="train")
     assert store.num_blocks > 1
     assert script_shares(store, tokenizer=Tokenizer.load(small_tokenizer())) == [
-        ScriptShare("LATIN", 7, 2),
+        ScriptShare("Latin", 7, 2),
         ScriptShare("CJK", 2, 1),
         ScriptShare(NO_LETTERS, 0, 1),
     ]
