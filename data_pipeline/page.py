@@ -25,7 +25,7 @@ th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
 .text b { font-weight: 600; border-radius: 3px; padding: 0 .15em; }
 .special { color: #8b989e; font-weight: 400 !important; } .unknown { background: #c62828; color: #fff; }
 .mask { background: #2f6f8f; color: #fff; } .random { background: #f4c58a; } .kept { background: #cfe8c6; }
-b i { background: #ffffffd0; color: #1c2428; font-style: normal; border-radius: 2px; padding: 0 .15em; margin-left: .2em; }
+b i { background: #ffffffd0; color: #1c2428; font-style: normal; padding: 0 .15em; margin-left: .2em; }
 .identity td { text-align: left; } .note { color: #56646b; }
 """
 _KINDS = (
@@ -72,11 +72,8 @@ def _identity(facts: ShardFacts) -> str:
         ("tokens", f"{manifest.dtype}, blocks of {manifest.block_tokens:,}, members {', '.join(manifest.fields)}"),
         ("documents", f"{manifest.input_documents:,} read; left out: {dropped}"),
     ]
-    return (
-        '<table class="identity">'
-        + "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-        + "</table>"
-    )
+    cells = "".join(f"<tr><td>{name}</td><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f'<table class="identity">{cells}</table>'
 
 
 def _splits(facts: ShardFacts) -> str:

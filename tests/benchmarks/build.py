@@ -20,7 +20,7 @@ from tests.benchmarks.material import Material
 from tests.benchmarks.report import Figure, Outcome
 from tests.benchmarks.timing import Contender, paired_ratio, race
 
-_TARGET_RATIO = 0.8
+_TARGET_ON_ONE_CORE, _TARGET_ON_MORE = 0.8, 0.9
 _OURS = "bertline, .jsonl.gz to shards on disk"
 _PEER = "sentencepiece.encode, strings in memory"
 
@@ -46,7 +46,9 @@ def measure_build(material: Material, *, cores: int, rounds: int) -> Outcome:
         title=f"Building shards: {cores} process(es) on {cores} core(s), {size / 1e6:.1f} MB of text",
         unit="bytes",
         rates=rates,
-        figures=(Figure("bertline ÷ sentencepiece", ratio, target=_TARGET_RATIO),),
+        figures=(
+            Figure("bertline ÷ sentencepiece", ratio, target=_TARGET_ON_ONE_CORE if cores == 1 else _TARGET_ON_MORE),
+        ),
         remarks=("bertline's time includes starting its workers, unpacking, parsing, splitting and flushing to disk",),
     )
 

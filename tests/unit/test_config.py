@@ -30,9 +30,9 @@ def config(**changes):
         (
             DataConfig,
             {"shards": "a", "word_starts": "jieba"},
-            "data.word_starts and data.deduplicate belong to data.text",
+            "data.word_starts and data.deduplicate belong",
         ),
-        (DataConfig, {"shards": "a", "deduplicate": True}, "data.word_starts and data.deduplicate belong to data.text"),
+        (DataConfig, {"shards": "a", "deduplicate": True}, "data.word_starts and data.deduplicate belong"),
         (DataConfig, {"shards": "a", "max_seq_len": 3}, "at least 4"),
         (ObjectiveConfig, {"mask_token_rate": 0.8, "random_token_rate": 0.3}, "exceeds 1"),
         (ObjectiveConfig, {"mask_rate": 0.0}, "greater than 0"),
