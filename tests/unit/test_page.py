@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ from small_corpus import made_up_documents, write_lines
 
 from data_pipeline.__main__ import main
 from data_pipeline.build import build_shards
+from data_pipeline.example_rows import ExampleRow, RowToken, TokenKind
 from data_pipeline.facts import gather_facts
 from data_pipeline.page import write_page
 from data_pipeline.tokenizer import train_tokenizer
@@ -71,6 +73,18 @@ def test_the_page_is_whole_escaped_and_loads_nothing(shards: Path, tmp_path: Pat
     for source in tags.sources:
         assert ElementTree.fromstring(base64.b64decode(source.partition(",")[2])).tag.endswith("svg")
     assert not re.search(r"url\(|@import|<link", content)
+
+
+def test_pieces_of_every_kind_are_escaped(shards: Path, tmp_path: Path) -> None:
+    kinds: tuple[TokenKind, ...] = ("plain", "special", "unknown", "mask", "random", "kept")
+    tokens = tuple(RowToken(kind, f"<g{kind}>", f"▁<o{kind}>") for kind in kinds)
+    facts = replace(gather_facts(shards, examples=0), rows=[ExampleRow(0, tokens)])
+    write_page(tmp_path / "page.html", facts)
+    content = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"<[go](plain|special|unknown|mask|random|kept)", content)
+    assert " &lt;oplain&gt;" in content
+    assert '<b class="mask">&lt;gmask&gt;<i>&lt;omask&gt;</i></b>' in content
+    assert '<b class="random">&lt;grandom&gt;<i>&lt;orandom&gt;</i></b>' in content
 
 
 def test_the_page_and_the_report_tell_the_same_facts(
