@@ -17,8 +17,6 @@ from data_pipeline.tokenizer import Tokenizer
 
 ROW_LENGTHS = (128, 256, 512, 1024, 2048, 8192)
 PACKINGS: tuple[Packing, ...] = ("packed", "padded")
-# Devlin et al. 2019, section 3.1; the recipe's defaults.
-_MASK_RATES = {"mask_rate": 0.15, "mask_token_rate": 0.8, "random_token_rate": 0.1}
 _FILL_BLOCKS = 16
 
 TokenKind = Literal["plain", "special", "unknown", "mask", "random", "kept"]
@@ -64,13 +62,15 @@ def packing_fill(store: BlockStore) -> list[RowFill]:
 
 
 def example_rows(store: BlockStore, *, tokenizer: Tokenizer, wanted: int, max_seq_len: int) -> Iterator[ExampleRow]:
-    """One row of each of `wanted` blocks spread evenly over the split, masked at BERT's rates."""
+    """One row of each of `wanted` blocks spread evenly over the split, masked at the rates of Devlin et al. 2019, section 3.1."""
     masker = TokenMasker(
         vocab_size=tokenizer.vocab_size,
         special_ids=list(tokenizer.special_token_ids.values()),
         mask_id=tokenizer.mask_id,
+        mask_rate=0.15,
+        mask_token_rate=0.8,
+        random_token_rate=0.1,
         seed=0,
-        **_MASK_RATES,
     )
     pieces = tokenizer.pieces()
     for number in spread(store.num_blocks, wanted=wanted):

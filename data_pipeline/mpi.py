@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 from types import FrameType
+from typing import cast
 
 from data_pipeline.shard_writer import KEPT
 from trainer.errors import USER_ERROR_EXIT_CODE, UserError, print_error
@@ -47,7 +48,7 @@ def build_over_ranks(build: Callable[[Executor, int], int]) -> int:
         if executor is None:
             return 0
         signal.signal(signal.SIGTERM, _say_that_the_job_ends)
-        return build(executor, size - 1)
+        return build(cast(Executor, executor), size - 1)  # what mpi4py declares is itself
 
 
 def _say_that_the_job_ends(signum: int, frame: FrameType | None) -> None:
