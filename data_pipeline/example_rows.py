@@ -62,7 +62,7 @@ def packing_fill(store: BlockStore) -> list[RowFill]:
 
 
 def example_rows(store: BlockStore, *, tokenizer: Tokenizer, wanted: int, max_seq_len: int) -> Iterator[ExampleRow]:
-    """One row of each of `wanted` blocks spread evenly over the split, masked at the rates of Devlin et al. 2019, section 3.1."""
+    """One row of each of `wanted` blocks spread evenly over the split, masked as by Devlin et al. 2019, section 3.1."""
     masker = TokenMasker(
         vocab_size=tokenizer.vocab_size,
         special_ids=list(tokenizer.special_token_ids.values()),

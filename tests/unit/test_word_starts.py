@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_corpus import small_tokenizer, write_lines
 
 from data_pipeline.build import build_shards
@@ -44,6 +46,14 @@ def test_blanks_belong_to_the_word_behind_them() -> None:
     words = segment_words("北京  大学 ab")
     assert words.tolist() == [words[0]] * 2 + [words[4]] * 4 + [words[7]] * 3
     assert len(set(words.tolist())) == 3
+
+
+@given(st.text(st.sampled_from("北京大学的 ab1.，\r\n\t\u3000\u200b\U00020000é"), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_every_character_has_a_word_and_words_follow_each_other(text: str) -> None:
+    words = segment_words(text)
+    assert len(words) == len(text)
+    assert (np.diff(words) >= 0).all()
 
 
 @pytest.fixture(scope="module")
