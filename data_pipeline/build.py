@@ -66,8 +66,8 @@ def build_shards(
 
     `workers` defaults to the cores this process may use (fewer for a small input), `block_tokens` to 98,304 (uint16)
     or 49,152 (uint32). `executor` is where chunks are tokenized instead of in own processes, `workers` of them at once.
-    A finished build of the same input and settings returns at once. Raises UserError for bad
-    input, other settings than those `out` was begun with, a full disk and a killed worker; finished shards are kept.
+    A finished build of the same input and settings returns at once. Raises UserError for bad input, other settings
+    than those `out` was begun with, a full disk and a killed worker; finished shards are kept.
     """
     folder = Path(out)
     options = TextOptions(document, text_field, max_document_bytes)
