@@ -95,6 +95,7 @@ def build_shards(
         done={},
         word_starts=word_starts,
         deduplicate=deduplicate,
+        loaded=loaded,
     )
     with begin_build(folder, record=record) as already_built:
         if not already_built:

@@ -30,7 +30,8 @@ class EncodeJob:
     """What is the same for every chunk of a build.
 
     `done` is, for each split, (chunk, document of the chunk) behind the last document in a finished shard: what
-    lies before is not tokenized again.
+    lies before is not tokenized again. `loaded` is the tokenizer for workers in this process; others load it from
+    its folder `tokenizer`.
     """
 
     tokenizer: str
@@ -39,6 +40,10 @@ class EncodeJob:
     done: dict[SplitName, tuple[int, int]]
     word_starts: WordStarts = "vocabulary"
     deduplicate: bool = False
+    loaded: Tokenizer | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "loaded": None}
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def encode_chunk(chunk: Chunk, *, number: int, job: EncodeJob) -> EncodedChunk:
 
 def encode_documents(documents: Sequence[str], chosen: npt.NDArray[np.uint32], *, job: EncodeJob) -> EncodedDocuments:
     """Tokenize the documents at the places `chosen`; those without a token are left out."""
-    tokenizer = _load_tokenizer(job.tokenizer)
+    tokenizer = job.loaded or _load_tokenizer(job.tokenizer)
     texts = [documents[place] for place in chosen.tolist()]
     starts = None
     if job.word_starts == "vocabulary":

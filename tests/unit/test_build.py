@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from data_pipeline.build_pool import encode_in_order
 from data_pipeline.build_worker import EncodeJob
 from data_pipeline.manifest import Manifest
 from data_pipeline.text import LineChunk, TextOptions
+from data_pipeline.tokenizer import train_tokenizer
 from trainer.errors import UserError
 
 SETTINGS: dict[str, Any] = {"shard_tokens": 4000, "block_tokens": 500, "validation_fraction": 0.1, "progress": False}
@@ -158,6 +160,17 @@ def test_finished_shards_are_not_tokenized_again(text: Path, monkeypatch: pytest
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts: (encoded.extend(texts), encode(self, texts))[1])
     assert _build(text, "out", validation_fraction=0.0) == whole
     assert len(encoded) == shards[-1].documents
+
+
+def test_another_tokenizer_in_the_same_place_is_the_one_used(text: Path) -> None:
+    wanted = _build(text, "one").fingerprint
+    for name, size in (("first", 200), ("second", 300)):
+        train_tokenizer([text], out=text.parent / name, vocab_size=size, progress=False)
+    build_shards([text], tokenizer=text.parent / "first", out=text.parent / "out", workers=1, **SETTINGS)
+    shutil.rmtree(text.parent / "out")
+    second = build_shards([text], tokenizer=text.parent / "second", out=text.parent / "out", workers=1, **SETTINGS)
+    again = build_shards([text], tokenizer=text.parent / "second", out=text.parent / "new", workers=1, **SETTINGS)
+    assert second.fingerprint == again.fingerprint != wanted
 
 
 def test_a_finished_build_returns_at_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
