@@ -112,7 +112,11 @@ def test_a_killed_build_with_workers_leaves_no_process_and_goes_on(tmp_path: Pat
         f"out={str(tmp_path / 'killed')!r}, workers=3, **{settings!r})"
     )
     (tmp_path / "script.py").write_text(script)
-    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        start_new_session=True,
+    )
     while not (tmp_path / "killed/train-000002.index.npz").exists():
         assert process.poll() is None, "the build ended before it could be killed"
         time.sleep(0.001)
