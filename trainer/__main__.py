@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainer.commands import evaluate, export, import_hf, parity, pretrain, show_config
+from trainer.commands import check, evaluate, export, import_hf, parity, pretrain, show_config
 from trainer.errors import run_command
 
 _DESCRIPTION = """\
@@ -19,7 +19,7 @@ Pretrain a BERT-class encoder from a recipe: a YAML file, or the name of one tha
 
 A run writes runs/NAME: recipe, metrics, TensorBoard, checkpoints, export. Started again, it goes on where it was."""
 
-_COMMANDS = (pretrain, evaluate, export, import_hf, show_config, parity)
+_COMMANDS = (check, pretrain, evaluate, export, import_hf, show_config, parity)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

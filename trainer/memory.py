@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
+_STATUS = Path("/proc/self/status")
 GIB = 1 << 30
 
 
@@ -16,3 +18,15 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (peak if sys.platform == "darwin" else peak * 1024) / GIB
+
+
+def process_base_bytes() -> int:
+    """What a training process takes before it has data or a model: this one's memory, once it has loaded the same."""
+    import deepspeed  # noqa: F401
+    import webdataset  # noqa: F401
+    from torch.utils import tensorboard  # noqa: F401
+
+    if not _STATUS.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024

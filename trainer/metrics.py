@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -43,14 +44,16 @@ class MetricsWriter:
     def write(self, values: Mapping[str, float], *, step: int, applied_steps: int) -> None:
         """Append one record, `{"step", "applied_steps", "time_s", **values}`, and hand it to the system at once.
 
-        `time_s` is seconds since 1970. Floats are written so that they read back equal, bit for bit.
+        `time_s` is seconds since 1970. Floats are written so that they read back equal, bit for bit; what is no
+        number is null, since JSON has no NaN and no infinity.
         """
         if self._file is None:
             return
         now = self._clock()
-        record = {"step": step, "applied_steps": applied_steps, "time_s": now, **values}
+        record: dict[str, float | None] = {"step": step, "applied_steps": applied_steps, "time_s": now}
+        record |= {key: value if math.isfinite(value) else None for key, value in values.items()}
         try:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from data_pipeline.atomic import write_atomically
 from data_pipeline.build import build_shards
-from data_pipeline.inputs import expand_inputs
+from data_pipeline.inputs import InputFile, expand_inputs
 from data_pipeline.manifest import MANIFEST_FILE
 from data_pipeline.tokenizer import METADATA_FILE, train_tokenizer
 from trainer.config import Config, TokenizerConfig, fingerprint
 from trainer.errors import UserError
 
 PACKAGE_SCHEME = "package:"
+SETTINGS_FILE = "settings.json"
 _RECIPE_KEYS = {
     "--vocab-size ": "tokenizer.vocab_size=",
     "--character-coverage ": "tokenizer.character_coverage=",
@@ -28,14 +32,22 @@ _RECIPE_KEYS = {
 def shards_folder(config: Config, *, report: Callable[[str], None]) -> Path:
     """The folder of token shards, made first if the recipe names raw text; one process calls it.
 
-    What is there from an earlier run is reused while the text files and the settings are the same. Raises UserError
-    for bad input.
+    What is there from an earlier run is reused while the text files and the settings are the same, and when the text
+    is no longer there. Raises UserError for bad input.
     """
     if config.data.shards is not None:
         return Path(config.data.shards)
-    paths = [resolve_package_path(path) for path in config.data.text or []]
     base = Path(config.data.prepared) if config.data.prepared else config.run_dir / "data"
-    folder = base / _settings_key(config, paths)
+    try:
+        paths = [resolve_package_path(path) for path in config.data.text or []]
+        files = expand_inputs(paths)
+    except UserError as error:
+        kept = _finished_with(_settings(config), base=base)
+        if kept is None:
+            raise
+        report(f"{error}; going on with the shards that were made from it")
+        return kept
+    folder = base / _key(config, files)
     if not (folder / "shards" / MANIFEST_FILE).exists():
         try:
             _build(config, paths, folder=folder, report=report)
@@ -62,25 +74,41 @@ def _in_words_of_the_recipe(message: str) -> str:
     return message
 
 
-def _settings_key(config: Config, paths: list[str]) -> str:
-    tokenizer = config.tokenizer or TokenizerConfig()
-    files = [(str(file.path), file.size, file.path.stat().st_mtime_ns) for file in expand_inputs(paths)]
+def _settings(config: Config) -> dict[str, Any]:
+    """What of the recipe decides the shards, the files' content aside."""
     data = config.data
-    settings = {
-        "files": files,
+    return {
+        "text": data.text,
         "text_field": data.text_field,
         "document": data.document,
         "validation_fraction": data.validation_fraction,
         "word_starts": data.word_starts,
         "deduplicate": data.deduplicate,
-        "tokenizer": tokenizer.model_dump(),
+        "tokenizer": (config.tokenizer or TokenizerConfig()).model_dump(),
     }
-    return fingerprint(settings)[:12]
+
+
+def _key(config: Config, files: Sequence[InputFile]) -> str:
+    read = [(str(file.path), file.size, file.modified_ns) for file in files]
+    return fingerprint({"files": read, **_settings(config)})[:12]
+
+
+def _finished_with(settings: dict[str, Any], *, base: Path) -> Path | None:
+    """The shards made last with these settings, None when there are none."""
+    manifests = [
+        path.with_name("shards") / MANIFEST_FILE
+        for path in base.glob(f"*/{SETTINGS_FILE}")
+        if json.loads(path.read_bytes()) == settings
+    ]
+    finished = [path for path in manifests if path.exists()]
+    return max(finished, key=lambda path: path.stat().st_mtime_ns).parent if finished else None
 
 
 def _build(config: Config, paths: list[str], *, folder: Path, report: Callable[[str], None]) -> None:
     tokenizer = config.tokenizer or TokenizerConfig()
     data = config.data
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SETTINGS_FILE, (json.dumps(_settings(config), indent=2) + "\n").encode())
     tokenizer_folder = folder / "tokenizer"
     if not (tokenizer_folder / METADATA_FILE).exists():
         report(f"training a tokenizer of {tokenizer.vocab_size} pieces on {len(paths)} input path(s)")

@@ -7,11 +7,11 @@ import torch
 from trainer.config import Config
 from trainer.ds_config import DeepSpeedPlan, build_ds_config
 from trainer.half_precision import half_precisions
-from trainer.topology import Topology, plan_batches
+from trainer.topology import BatchPlan, Topology, plan_batches
 
 
-def deepspeed_plan_for(config: Config, *, world_size: int) -> DeepSpeedPlan:
-    """The plan without starting anything; UserError where the layout is impossible."""
+def layout_for(config: Config, *, world_size: int, device_type: str) -> tuple[BatchPlan, DeepSpeedPlan]:
+    """The layout on devices of that type, without starting anything; UserError where it is impossible."""
     topology = Topology(rank=0, local_rank=0, world_size=world_size, local_world_size=world_size)
     batch_plan = plan_batches(
         global_batch_size=config.train.global_batch_size,
@@ -19,11 +19,16 @@ def deepspeed_plan_for(config: Config, *, world_size: int) -> DeepSpeedPlan:
         dp_world_size=topology.dp_world_size,
         lanes=config.data.lanes,
     )
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    return build_ds_config(
+    ds_plan = build_ds_config(
         config,
         topology=topology,
         batch_plan=batch_plan,
         device_type=device_type,
         half_precisions=half_precisions(device_type),
     )
+    return batch_plan, ds_plan
+
+
+def deepspeed_plan_for(config: Config, *, world_size: int) -> DeepSpeedPlan:
+    """What DeepSpeed would receive on this machine's kind of device; UserError where the layout is impossible."""
+    return layout_for(config, world_size=world_size, device_type="cuda" if torch.cuda.is_available() else "cpu")[1]

@@ -102,6 +102,23 @@ def test_a_missing_segmenter_is_said_in_the_words_of_the_recipe(
         prepared(config(tmp_path, word_starts="jieba"))
 
 
+def test_without_the_text_the_shards_made_from_it_are_used(text: Path, tmp_path: Path) -> None:
+    folder, _ = prepared(config(tmp_path))
+    text.unlink()
+    found, told = prepared(config(tmp_path))
+    assert found == folder
+    assert told == [
+        f"{text} does not exist; name a file, a folder or a glob; going on with the shards that were made from it"
+    ]
+
+
+def test_without_the_text_shards_of_other_settings_are_not_taken(text: Path, tmp_path: Path) -> None:
+    prepared(config(tmp_path))
+    text.unlink()
+    with pytest.raises(UserError, match=r"text\.txt does not exist"):
+        prepared(config(tmp_path, validation_fraction=0.2))
+
+
 def test_several_runs_may_share_what_was_prepared(text: Path, tmp_path: Path) -> None:
     folder, _ = prepared(config(tmp_path, prepared=str(tmp_path / "shared")))
     assert folder.parent.parent == tmp_path / "shared"

@@ -1,0 +1,31 @@
+"""`trainer check`: whether a recipe can run, and what it takes; nothing is started."""
+
+from __future__ import annotations
+
+import argparse
+
+from trainer.commands.arguments import Commands, add_recipe
+from trainer.recipe import load_recipe
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("check", help="check a recipe for a layout: batch, rows, memory, disk; starts nothing")
+    add_recipe(parser)
+    parser.add_argument("--world-size", type=int, default=1, metavar="N", help="processes to check it for [1]")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="the devices it would run on [those of this machine]")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_recipe(options.recipe, overrides=options.overrides)
+    import torch
+
+    from trainer.check import check_recipe, describe
+    from trainer.memory import process_base_bytes
+
+    device_type = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    program_bytes = process_base_bytes() if device_type == "cpu" else 0
+    check = check_recipe(config, world_size=options.world_size, device_type=device_type, program_bytes=program_bytes)
+    print("\n".join(describe(check, world_size=options.world_size)))
+    return 0
