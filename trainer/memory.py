@@ -20,12 +20,8 @@ def peak_memory_gib(device: torch.device) -> float:
     return (peak if sys.platform == "darwin" else peak * 1024) / GIB
 
 
-def process_base_bytes() -> int:
-    """What a training process takes before it has data or a model: this one's memory, once it has loaded the same."""
-    import deepspeed  # noqa: F401
-    import webdataset  # noqa: F401
-    from torch.utils import tensorboard  # noqa: F401
-
+def present_memory_bytes() -> int:
+    """The resident memory of this process now."""
     if not _STATUS.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmRSS"))

@@ -22,10 +22,10 @@ def _run(options: argparse.Namespace) -> int:
     import torch
 
     from trainer.check import check_recipe, describe
-    from trainer.memory import process_base_bytes
+    from trainer.runtime import started_process_bytes
 
     device_type = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    program_bytes = process_base_bytes() if device_type == "cpu" else 0
+    program_bytes = started_process_bytes() if device_type == "cpu" else 0
     check = check_recipe(config, world_size=options.world_size, device_type=device_type, program_bytes=program_bytes)
     print("\n".join(describe(check, world_size=options.world_size)))
     return 0
