@@ -151,10 +151,9 @@ class CheckpointReader:
         shared: Mapping[str, Any] = self.state["engine"]
         return shared
 
-    @property
-    def optimizer_keys(self) -> list[str]:
-        """The optimiser's tensors by name, empty when nothing had been updated yet."""
-        return sorted({kind for kind, _ in self._pieces} - {WEIGHT})
+    def optimizer_keys(self, name: str) -> list[str]:
+        """The optimiser's tensors of a parameter by key, empty when nothing had been updated yet."""
+        return sorted({kind for kind, of in self._pieces if of == name} - {WEIGHT})
 
     def read(self, kind: str, name: str, *, start: int, numel: int) -> Tensor:
         """Elements [start, start + numel) of a flattened parameter's weight or optimiser state, fp32."""

@@ -7,19 +7,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Rate = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+from trainer.optimizer_config import AdamWConfig, OptimizerConfig
+from trainer.schedule_config import LinearConfig, ScheduleConfig, check_length
+from trainer.strict_model import PositiveInt, Rate, StrictModel
 
 # Highly composite on purpose: the number of data-parallel ranks must divide the number of lanes.
 DEFAULT_LANES = 960
-
-
-class StrictModel(BaseModel):
-    """A frozen section of the recipe: unknown keys are refused, and so is a type that would need guessing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TokenizerConfig(StrictModel):
@@ -108,26 +103,6 @@ class ModelConfig(StrictModel):
         return self
 
 
-class OptimizerConfig(StrictModel):
-    """AdamW (Loshchilov and Hutter 2019); decay is not applied to biases and norms."""
-
-    name: Literal["adamw"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
-    eps: Annotated[float, Field(gt=0.0)] = 1e-6
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-
-
-class ScheduleConfig(StrictModel):
-    """Linear warm-up over `warmup_steps` applied steps, then linear decay to `final_ratio` of the peak."""
-
-    name: Literal["linear"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    final_ratio: Rate = 0.0
-
-
 class TrainConfig(StrictModel):
     """How long, in which batches, and how often something is written."""
 
@@ -174,8 +149,8 @@ class Config(StrictModel):
     tokenizer: TokenizerConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = LinearConfig()
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
@@ -191,10 +166,7 @@ class Config(StrictModel):
                 f"data.max_seq_len={self.data.max_seq_len} is longer than model.max_positions="
                 f"{self.model.max_positions}; raise the latter or shorten the rows"
             )
-        if self.schedule.warmup_steps > self.train.steps:
-            raise ValueError(
-                f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than train.steps={self.train.steps}"
-            )
+        check_length(self.schedule, total_steps=self.train.steps)
         return self
 
     @property

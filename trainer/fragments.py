@@ -32,8 +32,9 @@ class StateSource(Protocol):
     @property
     def shared(self) -> Mapping[str, Any]: ...
 
-    @property
-    def optimizer_keys(self) -> list[str]: ...
+    def optimizer_keys(self, name: str) -> list[str]:
+        """The optimiser's tensors that are there of a parameter, by key."""
+        ...
 
     def read(self, kind: str, name: str, *, start: int, numel: int) -> Tensor:
         """Elements [start, start + numel) of a flattened parameter's weight or optimiser state, fp32."""
@@ -100,7 +101,10 @@ def _of_subgroup(name: str, parameter: Any, optimizer: Any, dp_rank: int) -> Fra
 
 
 def optimizer_tensors(fragment: Fragment, base_optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Views of the fragment's optimiser state by key; empty before the first update."""
+    """Views of the fragment's optimiser state by key, one number an element; empty before the first update.
+
+    What an optimiser keeps besides is its count of updates, or follows from these (the norms that LAMB leaves).
+    """
     state = base_optimizer.state.get(fragment.flat, {})
     return {
         key: fragment.view(value)
@@ -110,28 +114,35 @@ def optimizer_tensors(fragment: Fragment, base_optimizer: torch.optim.Optimizer)
 
 
 def optimizer_scalars(fragments: list[Fragment], base_optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """State that is one number for all parameters, such as Adam's step count."""
-    scalars: dict[str, float] = {}
-    for fragment in fragments:
-        for key, value in base_optimizer.state.get(fragment.flat, {}).items():
-            is_scalar = torch.is_tensor(value) and value.numel() == 1 and value.shape != fragment.flat.shape
-            if is_scalar and scalars.setdefault(key, float(value)) != float(value):
-                raise RuntimeError(f"optimiser state {key!r} differs between parameters: {scalars[key]}, {value}")
-    return scalars
+    """`step`, the count of updates behind bias correction, which torch keeps by parameter and others by group."""
+    places: list[dict[str, Any]] = [*base_optimizer.param_groups]
+    places += [base_optimizer.state.get(flat, {}) for flat in _distinct_flats(fragments)]
+    counts = {float(place["step"]) for place in places if "step" in place}
+    if len(counts) > 1:
+        raise RuntimeError(f"optimiser state 'step' differs between parameters: {sorted(counts)}")
+    return {"step": count for count in counts}
 
 
 def create_optimizer_state(
-    fragments: list[Fragment], base_optimizer: torch.optim.Optimizer, *, keys: list[str], scalars: dict[str, float]
+    fragments: list[Fragment], base_optimizer: torch.optim.Optimizer, *, source: StateSource
 ) -> None:
-    """Make the state that the optimiser would have made at its first update: zeros, and the given scalars."""
+    """Make the state that the optimiser would have made at its first update: zeros, and the count of `source`."""
+    scalars = source.shared["optimizer_scalars"]
+    groups = base_optimizer.param_groups
+    counting_groups = [group for group in groups if "step" in group]
+    for group in counting_groups:
+        group["step"] = int(scalars.get("step", 0))
+    on_device = any(group.get("fused") or group.get("capturable") for group in groups)
+    names = {id(fragment.flat): fragment.name for fragment in fragments}
     for flat in _distinct_flats(fragments):
-        group = base_optimizer.param_groups[0]
-        scalar_device = flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
-        state = base_optimizer.state[flat]
+        # All parameters in one flat tensor have one optimiser.
+        keys = source.optimizer_keys(names[id(flat)])
         for key in keys:
-            state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
-        for key, value in scalars.items():
-            state[key] = torch.tensor(value, dtype=torch.float32, device=scalar_device)
+            base_optimizer.state[flat][key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
+        # Only moments are corrected for their bias: Muon's and SGD's momentum count nothing.
+        if "exp_avg" in keys and not counting_groups:
+            device = flat.device if on_device else torch.device("cpu")
+            base_optimizer.state[flat]["step"] = torch.tensor(scalars["step"], dtype=torch.float32, device=device)
 
 
 def _distinct_flats(fragments: list[Fragment]) -> Iterator[Tensor]:

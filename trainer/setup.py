@@ -200,7 +200,9 @@ def make_engine(
         load_weights(model, source.weights(), source=str(source.folder))
     optimizer = create_optimizer(
         config.optimizer,
-        parameter_groups=parameter_groups(model, weight_decay=config.optimizer.weight_decay),
+        parameter_groups=parameter_groups(
+            model, weight_decay=config.optimizer.weight_decay, muon=config.optimizer.name == "muon"
+        ),
         device_type=runtime.device.type,
     )
     engine = DataParallelStep(

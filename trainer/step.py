@@ -162,11 +162,7 @@ class DataParallelStep:
         copies from them.
         """
         fragments = self._fragments()
-        keys = source.optimizer_keys
-        if keys:
-            create_optimizer_state(
-                fragments, self._base_optimizer, keys=keys, scalars=source.shared["optimizer_scalars"]
-            )
+        create_optimizer_state(fragments, self._base_optimizer, source=source)
         with torch.no_grad():
             for fragment in fragments:
                 targets = {WEIGHT: fragment.view(fragment.flat), **optimizer_tensors(fragment, self._base_optimizer)}

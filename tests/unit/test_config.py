@@ -6,10 +6,10 @@ from trainer.config import (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     data_config_hash,
     fingerprint,
 )
+from trainer.optimizer_config import AdamWConfig
 
 
 def config(**changes):
@@ -32,10 +32,10 @@ def config(**changes):
         (ObjectiveConfig, {"mask_rate": 0.0}, "greater than 0"),
         (ModelConfig, {"hidden_size": 100, "num_heads": 12}, "use hidden_size=108"),
         (ModelConfig, {"hidden_dropout": 1.0}, "less than 1"),
-        (OptimizerConfig, {"learning_rate": float("inf")}, "finite number"),
-        (OptimizerConfig, {"learning_rate": float("nan")}, "finite number"),
-        (OptimizerConfig, {"learning_rate": "1e-4"}, "valid number"),
-        (OptimizerConfig, {"lr": 1e-4}, "Extra inputs are not permitted"),
+        (AdamWConfig, {"learning_rate": float("inf")}, "finite number"),
+        (AdamWConfig, {"learning_rate": float("nan")}, "finite number"),
+        (AdamWConfig, {"learning_rate": "1e-4"}, "valid number"),
+        (AdamWConfig, {"lr": 1e-4}, "Extra inputs are not permitted"),
     ],
 )
 def test_a_section_refuses_what_breaks_its_rule(model, values, message):

@@ -12,6 +12,7 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 # One line a level, lowest first. A name ending in .* is a whole folder, except for what is named by itself.
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
+    ("trainer.strict_model", "trainer.optimizer_config", "trainer.schedule_config"),
     ("trainer.config", "trainer.topology", "trainer.strict_yaml", "trainer.setting_errors", "trainer.recipe"),
     ("data_pipeline.*", "trainer.model.*", "cluster.*"),
     (

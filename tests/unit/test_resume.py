@@ -2,8 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from trainer.config import Config, DataConfig, ModelConfig, TrainConfig
 from trainer.errors import UserError
+from trainer.optimizer_config import AdamWConfig
 from trainer.resume import changes, check_fits, describe_changes
 
 
@@ -12,7 +13,7 @@ def config(*, rate=1e-3, steps=10, layers=1, dropout=0.1):
         name="a",
         data=DataConfig(shards="x"),
         model=ModelConfig(num_layers=layers, hidden_dropout=dropout),
-        optimizer=OptimizerConfig(learning_rate=rate),
+        optimizer=AdamWConfig(learning_rate=rate),
         train=TrainConfig(steps=steps, global_batch_size=8, micro_batch_size=8),
     )
 
