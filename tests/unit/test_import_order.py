@@ -34,6 +34,9 @@ LEVELS = (
     ),
     (
         "trainer.fragments",
+        "trainer.ema",
+        "trainer.nonfinite",
+        "trainer.spikes",
         "trainer.checkpoint_files",
         "trainer.checkpoint",
         "trainer.step_sums",
@@ -44,6 +47,7 @@ LEVELS = (
         "trainer.imported",
         "trainer.parity",
         "trainer.show_config",
+        "trainer.schedule_plot",
     ),
     ("trainer.resume", "trainer.export"),
     ("trainer.setup",),
