@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 WEIGHT = "weight"
+AVERAGE = "ema"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class StateSource(Protocol):
     @property
     def shared(self) -> Mapping[str, Any]: ...
 
+    @property
+    def has_average(self) -> bool: ...
+
     def optimizer_keys(self, name: str) -> list[str]:
         """The optimiser's tensors that are there of a parameter, by key."""
         ...
@@ -42,7 +46,7 @@ class StateSource(Protocol):
 
 
 def fragment_key(kind: str, name: str, start: int) -> str:
-    """Name of a saved tensor: what it is (`weight` or an optimiser's key), of which parameter, from which element."""
+    """Name of a saved tensor: what it is (`weight`, `ema` or an optimiser's key), whose, and from which element."""
     return f"{kind}|{name}|{start}"
 
 
@@ -116,11 +120,11 @@ def optimizer_tensors(fragment: Fragment, base_optimizer: torch.optim.Optimizer)
 def optimizer_scalars(fragments: list[Fragment], base_optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """`step`, the count of updates behind bias correction, which torch keeps by parameter and others by group."""
     places: list[dict[str, Any]] = [*base_optimizer.param_groups]
-    places += [base_optimizer.state.get(flat, {}) for flat in _distinct_flats(fragments)]
+    places += [base_optimizer.state.get(flat, {}) for flat in distinct_flats(fragments)]
     counts = {float(place["step"]) for place in places if "step" in place}
     if len(counts) > 1:
         raise RuntimeError(f"optimiser state 'step' differs between parameters: {sorted(counts)}")
-    return {"step": count for count in counts}
+    return {"step": counts.pop()} if counts else {}
 
 
 def create_optimizer_state(
@@ -134,9 +138,10 @@ def create_optimizer_state(
         group["step"] = int(scalars.get("step", 0))
     on_device = any(group.get("fused") or group.get("capturable") for group in groups)
     names = {id(fragment.flat): fragment.name for fragment in fragments}
-    for flat in _distinct_flats(fragments):
+    for flat in distinct_flats(fragments):
         # All parameters in one flat tensor have one optimiser.
         keys = source.optimizer_keys(names[id(flat)])
+        base_optimizer.state.pop(flat, None)
         for key in keys:
             base_optimizer.state[flat][key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
         # Only moments are corrected for their bias: Muon's and SGD's momentum count nothing.
@@ -145,7 +150,19 @@ def create_optimizer_state(
             base_optimizer.state[flat]["step"] = torch.tensor(scalars["step"], dtype=torch.float32, device=device)
 
 
-def _distinct_flats(fragments: list[Fragment]) -> Iterator[Tensor]:
+def refresh_working_copies(optimizer: Any, *, zero_stage: int) -> None:
+    """Make the weights that the model computes with follow masters that were written to; collective."""
+    if zero_stage in (1, 2):
+        optimizer.update_lp_params()
+    elif zero_stage == 3:
+        # As its own step does it; the public way around these also asks for gradients, which there are none of.
+        for subgroup in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(subgroup)
+        optimizer.checkpoint_event_epilogue()  # gathers the small parameters that every rank keeps whole
+
+
+def distinct_flats(fragments: list[Fragment]) -> Iterator[Tensor]:
+    """The flat tensors that fragments lie in, each once."""
     seen: set[int] = set()
     for fragment in fragments:
         if id(fragment.flat) not in seen:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,13 +43,18 @@ def create_optimizer(
         case AdamConfig():
             return torch.optim.Adam(parameter_groups, **_adam(config), fused=fused)
         case SGDConfig():
-            momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
-            return torch.optim.SGD(parameter_groups, lr=rate, weight_decay=decay, **momentum, fused=fused)
+            return torch.optim.SGD(
+                parameter_groups,
+                lr=rate,
+                weight_decay=decay,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                fused=fused,
+            )
         case LambConfig():
             return _create_lamb(config, parameter_groups)
         case StableAdamWConfig():
-            optimizer = _from_library()["StableAdamW"](parameter_groups, **_adam(config))
-            return _counting_in_groups(optimizer)
+            return _counting_in_groups(_from_library().StableAdamW(parameter_groups, **_adam(config)))
         case MuonConfig():
             muon = torch.optim.Muon(
                 [group for group in parameter_groups if group.get("muon")],
@@ -85,20 +91,20 @@ def _create_lamb(config: LambConfig, parameter_groups: ParameterGroups) -> torch
     # adam_debias=True leaves the rate as it is. Without it the library divides the rate by Adam's bias correction,
     # behind the trust ratio, which already takes the update's size away: the first update would be ten times too long.
     paper = {"weight_decouple": False, "pre_norm": False, "adam_debias": True}
-    optimizer = _from_library()["Lamb"](parameter_groups, **_adam(config), **paper)
+    optimizer = _from_library().Lamb(parameter_groups, **_adam(config), **paper)
     # The library's bound of 10 on a parameter's norm is not in the paper; a word embedding's norm is far above it.
     optimizer.clamp = math.inf
     return _counting_in_groups(optimizer)
 
 
-def _from_library() -> dict[str, Any]:
+def _from_library() -> Any:
     try:
         import pytorch_optimizer
     except ImportError:
         raise UserError(
             "this optimizer.name needs the package pytorch-optimizer; pip install 'bertline[optimizers]'"
         ) from None
-    return vars(pytorch_optimizer)
+    return pytorch_optimizer
 
 
 def _counting_in_groups(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -106,6 +112,16 @@ def _counting_in_groups(optimizer: torch.optim.Optimizer) -> torch.optim.Optimiz
     for group in optimizer.param_groups:
         group["step"] = 0
     return optimizer
+
+
+@contextmanager
+def without_update(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Leave out the updates that DeepSpeed asks the optimiser for: weights and state stay, gradients are consumed."""
+    vars(optimizer)["step"] = lambda closure=None: None
+    try:
+        yield
+    finally:
+        del vars(optimizer)["step"]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

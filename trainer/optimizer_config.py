@@ -72,7 +72,7 @@ class LambConfig(_Adaptive):
 
 
 class StableAdamWConfig(_Adaptive):
-    """StableAdamW (Wortsman et al. 2023): AdamW, slower where a parameter's update is larger than its moments expect."""
+    """StableAdamW (Wortsman et al. 2023): AdamW that slows down where a parameter's update outgrows its moments."""
 
     name: Literal["stable_adamw"] = "stable_adamw"
 

@@ -34,7 +34,7 @@ class LinearConfig(_Decaying):
 
 
 class CosineConfig(_Decaying):
-    """Linear warm-up, then half a cosine from the peak to its `final_ratio` (Loshchilov and Hutter 2017, no restarts)."""
+    """Linear warm-up, then half a cosine from the peak to its `final_ratio` (Loshchilov and Hutter 2017)."""
 
     name: Literal["cosine"] = "cosine"
 

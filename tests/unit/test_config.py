@@ -49,6 +49,17 @@ def test_a_section_refuses_what_breaks_its_rule(model, values, message):
         ({"tokenizer": {}}, "the tokenizer section belongs to data.text"),
         ({"model": {"max_positions": 256}}, "data.max_seq_len=512 is longer than model.max_positions=256"),
         ({"schedule": {"warmup_steps": 11}}, "schedule.warmup_steps=11 is longer than train.steps=10"),
+        (
+            {"stability": {"on_spike": "rollback"}, "checkpoint": {"weights_only": True}},
+            "stability.on_spike=rollback needs the optimiser's state, which checkpoint.weights_only=true leaves out",
+        ),
+        ({"stability": {}}, "Field required"),
+        ({"stability": {"on_spike": "skip", "window": 1}}, "greater than or equal to 2"),
+        ({"stability": {"on_spike": "skip", "threshold": 0.0}}, "greater than 0"),
+        ({"optimizer": {"ema_decay": 1.0}}, "less than 1"),
+        ({"objective": {"label_smoothing": 1.0}}, "less than 1"),
+        ({"objective": {"z_loss": -1.0}}, "greater than or equal to 0"),
+        ({"model": {"embedding_dropout": 1.0}}, "less than 1"),
         ({"name": "../up"}, "String should match pattern"),
     ],
 )
@@ -71,7 +82,12 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys():
 def test_the_data_hash_follows_what_decides_a_row_and_nothing_else():
     data = {"shards": "somewhere"}
     base = data_config_hash(config())
-    for same in ({"seed": 5}, {"data": {"shards": "elsewhere"}}, {"data": {**data, "prefetch_batches": 9}}):
+    for same in (
+        {"seed": 5},
+        {"data": {"shards": "elsewhere"}},
+        {"data": {**data, "prefetch_batches": 9}},
+        {"objective": {"label_smoothing": 0.1, "z_loss": 1e-4}},
+    ):
         assert data_config_hash(config(**same)) == base
     for other in (
         {"data": {**data, "max_seq_len": 256}},

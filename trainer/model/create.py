@@ -12,13 +12,15 @@ from trainer.config import ModelConfig
 from trainer.model.bert import BertForMaskedLanguageModel
 
 
-def create_model(config: ModelConfig, *, seed: int) -> BertForMaskedLanguageModel:
+def create_model(
+    config: ModelConfig, *, seed: int, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> BertForMaskedLanguageModel:
     """A model on the CPU whose weights are a pure function of (config, seed); torch's global generator is untouched.
 
     Every rank calls it and gets the same weights. UserError where `config.vocab_size` is not set.
     """
     with torch.random.fork_rng(devices=[]):
-        model = BertForMaskedLanguageModel(config)
+        model = BertForMaskedLanguageModel(config, label_smoothing=label_smoothing, z_loss=z_loss)
     initialize_weights(model, std=config.initializer_range, seed=seed)
     return model
 
@@ -58,4 +60,6 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, muon: bool = Fals
         {"name": "decay", "params": decay, "weight_decay": weight_decay},
         {"name": "no_decay", "params": no_decay, "weight_decay": 0.0},
     ]
-    return [{"name": "muon", "params": matrices, "weight_decay": weight_decay, "muon": True}, *groups] if muon else groups
+    return (
+        [{"name": "muon", "params": matrices, "weight_decay": weight_decay, "muon": True}, *groups] if muon else groups
+    )
