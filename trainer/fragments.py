@@ -155,10 +155,11 @@ def refresh_working_copies(optimizer: Any, *, zero_stage: int) -> None:
     if zero_stage in (1, 2):
         optimizer.update_lp_params()
     elif zero_stage == 3:
-        # As its own step does it; the public way around these also asks for gradients, which there are none of.
+        optimizer.checkpoint_event_prologue()  # lets go of whole parameters: they are gathered anew
+        # As its own step does it; the public way around this also asks for gradients, which there are none of.
         for subgroup in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(subgroup)
-        optimizer.checkpoint_event_epilogue()  # gathers the small parameters that every rank keeps whole
+        optimizer.checkpoint_event_epilogue()  # gathers the small ones that every rank keeps whole
 
 
 def distinct_flats(fragments: list[Fragment]) -> Iterator[Tensor]:
