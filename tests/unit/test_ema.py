@@ -16,6 +16,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
 from trainer.config import Config
 from trainer.evaluate import plain_eval_step
+from trainer.evaluate_run import evaluate_run
 from trainer.half_precision import half_precisions
 from trainer.metrics import read_records
 from trainer.model.create import create_model
@@ -141,19 +142,19 @@ def test_an_average_that_was_not_kept_begins_at_the_checkpoints_weights(
     assert equal(begun.evaluation_weights(), without.weights())
 
 
-def test_two_ranks_that_share_the_average_validate_as_one_does(
+def test_two_ranks_that_share_the_average_validate_with_what_they_save(
     commands: Commands, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    settings = ["optimizer.ema_decay=0.5", "model.hidden_dropout=0.0", "model.attention_dropout=0.0"]
     losses = []
-    for ranks, layout in ((1, "zero0"), (2, "zero1"), (2, "zero3")):
-        folder = tmp_path / f"{layout}"
+    for layout in ("zero1", "zero3"):
+        folder = tmp_path / layout
         folder.mkdir()
-        chosen = [part for setting in (*settings, f"engine.ds_config={layout}") for part in ("--set", setting)]
-        ended = commands.run_ranks("pretrain", tiny_recipe, *chosen, cwd=folder, ranks=ranks)
-        assert [done.code for done in ended] == [0] * ranks, ended
+        chosen = ("--set", "optimizer.ema_decay=0.5", "--set", f"engine.ds_config={layout}")
+        ended = commands.run_ranks("pretrain", tiny_recipe, *chosen, cwd=folder, ranks=2)
+        assert [done.code for done in ended] == [0, 0], ended
         records = read_records(folder / "runs/tiny/metrics.jsonl")
         losses.append([record["validation/loss"] for record in records if "validation/loss" in record])
-    assert len(losses[0]) == 2
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+        # Put together from both ranks' parts, in one process without an engine.
+        alone = evaluate_run(folder / "runs/tiny", which="step-00000004")
+        assert losses[-1][-1] == pytest.approx(alone.result.loss, rel=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
