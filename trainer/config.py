@@ -7,19 +7,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Rate = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+from trainer.optimizer_config import AdamWConfig, OptimizerConfig
+from trainer.schedule_config import LinearConfig, ScheduleConfig, check_length
+from trainer.strict_model import PositiveInt, Rate, StrictModel
 
 # Highly composite on purpose: the number of data-parallel ranks must divide the number of lanes.
 DEFAULT_LANES = 960
-
-
-class StrictModel(BaseModel):
-    """A frozen section of the recipe: unknown keys are refused, and so is a type that would need guessing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TokenizerConfig(StrictModel):
@@ -71,11 +66,17 @@ class DataConfig(StrictModel):
 
 
 class ObjectiveConfig(StrictModel):
-    """Masked-language modelling (Devlin et al. 2019, section 3.1)."""
+    """Masked-language modelling (Devlin et al. 2019, section 3.1).
+
+    label_smoothing: share of each target spread evenly over the vocabulary (Szegedy et al. 2016). z_loss: weight of
+    log² of the softmax's denominator (Chowdhery et al. 2022). Both are part of `train/loss` and of no validation loss.
+    """
 
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     mask_token_rate: Rate = 0.8
     random_token_rate: Rate = 0.1
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
 
     @model_validator(mode="after")
     def _rates_sum(self) -> ObjectiveConfig:
@@ -88,7 +89,10 @@ class ObjectiveConfig(StrictModel):
 
 
 class ModelConfig(StrictModel):
-    """The encoder's shape; `vocab_size` is taken from the tokenizer when it is left out."""
+    """The encoder's shape and dropout; `vocab_size` is taken from the tokenizer when it is left out.
+
+    embedding_dropout: None takes hidden_dropout; Hugging Face's classes have one rate for both, and export names that.
+    """
 
     hidden_size: PositiveInt = 768
     num_layers: PositiveInt = 12
@@ -100,6 +104,7 @@ class ModelConfig(StrictModel):
     norm: Literal["post", "pre"] = "post"
     positions: Literal["learned", "sinusoidal"] = "learned"
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
@@ -113,26 +118,6 @@ class ModelConfig(StrictModel):
                 f"use hidden_size={-(-self.hidden_size // self.num_heads) * self.num_heads}"
             )
         return self
-
-
-class OptimizerConfig(StrictModel):
-    """AdamW (Loshchilov and Hutter 2019); decay is not applied to biases and norms."""
-
-    name: Literal["adamw"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
-    eps: Annotated[float, Field(gt=0.0)] = 1e-6
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-
-
-class ScheduleConfig(StrictModel):
-    """Linear warm-up over `warmup_steps` applied steps, then linear decay to `final_ratio` of the peak."""
-
-    name: Literal["linear"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    final_ratio: Rate = 0.0
 
 
 class TrainConfig(StrictModel):
@@ -163,11 +148,28 @@ class CheckpointConfig(StrictModel):
     """When the run is saved; the best by validation loss is kept apart from the last `keep_last`.
 
     The clock behind `every_minutes` is looked at on logging steps, because asking it makes all ranks wait.
+    With `weights_only` the optimiser's state is left out: such a checkpoint can be evaluated and exported, but no
+    run can go on from it.
     """
 
     every_steps: PositiveInt = 500
     every_minutes: Annotated[float, Field(gt=0.0)] = 30.0
     keep_last: PositiveInt = 2
+    weights_only: bool = False
+
+
+class StabilityConfig(StrictModel):
+    """What to do when a step's loss is more than `threshold` deviations above the mean of the last `window` steps.
+
+    skip: the step's update is not applied; the loss is waited for on every step. rollback: weights and optimiser
+    return to the last checkpoint, and all rows consumed since stay consumed. stop: end the run. The last two look
+    at the losses on logging steps. A run with more than `max_spikes` ends.
+    """
+
+    on_spike: Literal["skip", "rollback", "stop"]
+    window: Annotated[int, Field(ge=2)] = 100
+    threshold: Annotated[float, Field(gt=0.0)] = 6.0
+    max_spikes: PositiveInt = 10
 
 
 class Config(StrictModel):
@@ -181,12 +183,13 @@ class Config(StrictModel):
     tokenizer: TokenizerConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = LinearConfig()
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stability: StabilityConfig | None = None
     export: bool = True
 
     @model_validator(mode="after")
@@ -198,10 +201,11 @@ class Config(StrictModel):
                 f"data.max_seq_len={self.data.max_seq_len} is longer than model.max_positions="
                 f"{self.model.max_positions}; raise the latter or shorten the rows"
             )
-        if self.schedule.warmup_steps > self.train.steps:
+        if self.checkpoint.weights_only and self.stability is not None and self.stability.on_spike == "rollback":
             raise ValueError(
-                f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than train.steps={self.train.steps}"
+                "stability.on_spike=rollback needs the optimiser's state, which checkpoint.weights_only=true leaves out"
             )
+        check_length(self.schedule, total_steps=self.train.steps)
         return self
 
     @property
@@ -224,6 +228,6 @@ def data_config_hash(config: Config) -> str:
             "max_seq_len": data.max_seq_len,
             "packing": data.packing,
             "lanes": data.lanes,
-            "objective": config.objective.model_dump(),
+            "objective": config.objective.model_dump(exclude={"label_smoothing", "z_loss"}),
         }
     )

@@ -47,7 +47,7 @@ def evaluate_run(run_dir: Path, *, which: str, shards: Path | None = None) -> Ru
         raise UserError(f"{run_dir}: its recipe sets evaluation: null, so there are no held-out rows to evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = create_model(config.model, seed=config.seed)
-    load_weights(model, checkpoint.weights(), source=str(checkpoint.folder))
+    load_weights(model, checkpoint.evaluation_weights(), source=str(checkpoint.folder))
     return RunEvaluation(
         checkpoint=checkpoint.folder,
         result=validation.run(plain_eval_step(model.to(device), device=device)),

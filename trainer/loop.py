@@ -11,13 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.batch import Batch
+from trainer.checkpoint_files import CheckpointReader
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
 from trainer.errors import UserError
 from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
 from trainer.progress import ProgressReporter
-from trainer.runtime import Runtime
+from trainer.runtime import Runtime, on_main
 from trainer.schedule import learning_rate
 from trainer.setup import Run
 from trainer.step_sums import StepSums, stacked, weighted_mean
@@ -39,6 +40,8 @@ class Trainer:
         self._saved_at_s = time.monotonic()
         self._saved_step = run.state.step
         self._uncollected_tokens = 0
+        self._guard = run.spikes
+        self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
     def train(self) -> None:
         """Train to the recipe's last step, then evaluate and save what is not yet saved."""
@@ -52,10 +55,12 @@ class Trainer:
                 applied_steps=state.applied_steps,
                 total_steps=total,
             )
-            sums = self.run.engine.train_step(batches, step=state.step, learning_rate=rate)
+            sums = self.run.engine.train_step(batches, step=state.step, learning_rate=rate, accept=self._accept)
             state.step += 1
             state.applied_steps += self.run.engine.was_applied
             self._count(batches)
+            if self._guard is not None and self._accept is None:
+                self._guard.note(sums, step=state.step)
             time_to_save = state.step % config.checkpoint.every_steps == 0 or state.step == total
             # Logged before it is saved: a diverged run must not replace the last good checkpoint.
             if time_to_save or state.step % config.train.log_every_steps == 0:
@@ -90,6 +95,7 @@ class Trainer:
         losses = self._losses(tuple(sums), term_totals)
         loss = losses["train/loss"]
         self._collect_tokens()
+        spike = self._find_spike()
         values = {
             **losses,
             "train/learning_rate": learning_rate,
@@ -98,16 +104,46 @@ class Trainer:
             "train/tokens": float(state.tokens),
             **_over_ranks(dict(zip(own, speed, strict=True)), ranks=runtime.topology.world_size),
             "memory/peak_gib": peak_memory_gib(runtime.device),
+            **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
         }
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.report(state.step, metrics=values)
         if not math.isfinite(loss):
+            place = self.run.engine.locate_non_finite()
             raise UserError(
-                f"the loss of step {state.step} is {loss}: training diverged; nothing was saved since step "
+                f"the loss of step {state.step} is {loss}{f', {place}' if place else ''}: training diverged; "
+                "nothing was saved since step "
                 f"{self._saved_step}. Lower optimizer.learning_rate or lengthen schedule.warmup_steps, and start "
                 f"again; if it then fails at once, remove {self.run.checkpoints.path(self._saved_step)}"
             )
+        if spike is not None:
+            self._answer_spike(spike)
         return bool(time_to_save)
+
+    def _find_spike(self) -> int | None:
+        return self._guard.find() if self._guard is not None and self._accept is None else None
+
+    def _answer_spike(self, step: int) -> None:
+        """Return to the last checkpoint's weights and optimiser, at the present row; or end the run."""
+        run = self.run
+        stop = run.spikes is None or run.spikes.on_spike == "stop"
+        saved = (
+            None if stop else on_main(run.runtime, lambda: run.checkpoints.newest_whole(report=self._progress.message))
+        )
+        if run.spikes is None or saved is None:
+            why = "stability.on_spike=stop" if stop else "there is no checkpoint to go back to"
+            raise UserError(
+                f"the loss spiked at step {step} and {why}; nothing was saved since step {self._saved_step}. Lower "
+                "optimizer.learning_rate, or choose stability.on_spike=skip, and start again"
+            )
+        source = CheckpointReader(saved)
+        run.engine.load_state(source)
+        run.state.applied_steps = source.state["applied_steps"]
+        run.spikes.roll_back(source.state.get("spikes") or {"losses": []})
+        self._progress.message(
+            f"the loss spiked at step {step}: went back to the weights of {saved.name}; the rows up to step "
+            f"{run.state.step} stay consumed"
+        )
 
     def _losses(self, terms: Sequence[str], totals: Tensor) -> dict[str, float]:
         """The trained loss by metric key, and each term's own where there are several."""
@@ -135,7 +171,10 @@ class Trainer:
             return False
         if state.step % run.config.evaluation.every_steps and state.step != run.config.train.steps:
             return False
-        result = run.validation.run(run.engine.eval_step)
+        if (spike := self._find_spike()) is not None:
+            self._answer_spike(spike)  # first, because the best checkpoint is saved behind an evaluation
+        with run.engine.averaged_weights():
+            result = run.validation.run(run.engine.eval_step)
         values = result.metrics()
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.message(
@@ -149,9 +188,10 @@ class Trainer:
         self._collect_tokens()
         run.checkpoints.save(
             run.state.step,
-            run.engine.state(),
+            run.engine.state(weights_only=run.config.checkpoint.weights_only),
             state={
                 **run.state.state_dict(),
+                "spikes": run.spikes.state_dict() if run.spikes is not None else None,
                 "cursor": run.loader.state_dict(),
                 "config": run.config.model_dump(),
                 "precision": run.ds_plan.precision,

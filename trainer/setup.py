@@ -23,6 +23,7 @@ from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
 from trainer.resume import Resume, check_fits, describe_changes, find_checkpoint
 from trainer.runtime import Runtime, on_main
+from trainer.spikes import SpikeGuard
 from trainer.state import RunState
 from trainer.step import DataParallelStep
 from trainer.topology import BatchPlan, plan_batches
@@ -43,6 +44,7 @@ class Run:
     checkpoints: CheckpointStore
     state: RunState
     term_weights: Mapping[str, float]
+    spikes: SpikeGuard | None
 
 
 def resolve(config: Config, manifest: Manifest) -> Config:
@@ -161,6 +163,8 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
     batch_plan, ds_plan = plan_layout(config, runtime=runtime)
     for note in ds_plan.notes:
         report(note)
+    if config.checkpoint.weights_only:
+        report("checkpoint.weights_only=true: checkpoints can be evaluated and exported, this run cannot be resumed")
     dp = {"dp_rank": topology.dp_rank, "dp_world_size": topology.dp_world_size}
     loader = loader_for(config, shards, manifest, dp_rank=topology.dp_rank, batch_plan=batch_plan)
     validation = validation_for(config, shards, manifest, **dp)
@@ -168,10 +172,15 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
     found = on_main(runtime, lambda: find_checkpoint(checkpoints, resume=resume, report=report))
     source = CheckpointReader(found) if found else None
     state = RunState()
+    spikes = (
+        SpikeGuard(config.stability, term_weights=term_weights_for(config)) if config.stability is not None else None
+    )
     if source is not None:
         check_fits(config, source)
         state.load_state_dict(source.state)
         loader.load_state_dict(source.state["cursor"])
+        if spikes is not None and source.state.get("spikes") is not None:
+            spikes.load_state_dict(source.state["spikes"])
         report(f"resuming from {source.folder} at step {state.step}")
         if changed := describe_changes(config, source, world_size=topology.world_size):
             report(changed)
@@ -188,6 +197,7 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
         checkpoints=checkpoints,
         state=state,
         term_weights=term_weights_for(config),
+        spikes=spikes,
     )
 
 
@@ -195,16 +205,27 @@ def make_engine(
     config: Config, *, ds_plan: DeepSpeedPlan, runtime: Runtime, source: CheckpointReader | None
 ) -> DataParallelStep:
     """A new engine with the recipe's initial weights, or with a checkpoint's state; collective."""
-    model = create_model(config.model, seed=config.seed)
+    objective = config.objective
+    model = create_model(
+        config.model, seed=config.seed, label_smoothing=objective.label_smoothing, z_loss=objective.z_loss
+    )
     if source is not None:
         load_weights(model, source.weights(), source=str(source.folder))
     optimizer = create_optimizer(
         config.optimizer,
-        parameter_groups=parameter_groups(model, weight_decay=config.optimizer.weight_decay),
+        parameter_groups=parameter_groups(
+            model, weight_decay=config.optimizer.weight_decay, muon=config.optimizer.name == "muon"
+        ),
         device_type=runtime.device.type,
     )
     engine = DataParallelStep(
-        model, optimizer, plan=ds_plan, runtime=runtime, seed=config.seed, term_weights=term_weights_for(config)
+        model,
+        optimizer,
+        plan=ds_plan,
+        runtime=runtime,
+        seed=config.seed,
+        term_weights=term_weights_for(config),
+        ema_decay=config.optimizer.ema_decay,
     )
     if source is not None:
         engine.load_state(source)

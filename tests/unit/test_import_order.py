@@ -12,6 +12,7 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 # One line a level, lowest first. A name ending in .* is a whole folder, except for what is named by itself.
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
+    ("trainer.strict_model", "trainer.optimizer_config", "trainer.schedule_config"),
     ("trainer.config", "trainer.topology", "trainer.strict_yaml", "trainer.setting_errors", "trainer.recipe"),
     ("data_pipeline.*", "trainer.model.*", "cluster.*"),
     (
@@ -33,6 +34,9 @@ LEVELS = (
     ),
     (
         "trainer.fragments",
+        "trainer.ema",
+        "trainer.nonfinite",
+        "trainer.spikes",
         "trainer.checkpoint_files",
         "trainer.checkpoint",
         "trainer.step_sums",
@@ -44,6 +48,7 @@ LEVELS = (
         "trainer.parity",
         "trainer.show_config",
         "trainer.memory_plan",
+        "trainer.schedule_plot",
     ),
     ("trainer.resume", "trainer.export", "trainer.check"),
     ("trainer.setup",),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +45,8 @@ class Diverging:
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
-    def train_step(self, batches: Sequence[Batch], *, step: int, learning_rate: float) -> StepSums:
-        sums = self._engine.train_step(batches, step=step, learning_rate=learning_rate)
+    def train_step(self, batches: Sequence[Batch], *, step: int, **settings: Any) -> StepSums:
+        sums = self._engine.train_step(batches, step=step, **settings)
         diverged = sums["mlm"]._replace(loss=torch.tensor(math.nan, dtype=torch.float64))
         return {"mlm": diverged} if step >= self._at else sums
 
