@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -35,21 +35,22 @@ _TYPE_NAMES = {
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted path that a settings file may hold: a section's own name, then what is in it."""
+    """Every dotted path that a settings file may hold: a section's own name, then what is in it; `a[].b` in lists."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for candidate in (field.annotation, *get_args(field.annotation)):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                yield from known_keys(candidate, f"{prefix}{name}.")
+                items = "[]" if get_origin(field.annotation) is list else ""
+                yield from known_keys(candidate, f"{prefix}{name}{items}.")
 
 
 def unknown_key(key: str, *, root: type[BaseModel]) -> str:
     """Say that a dotted path is no key of `root`, and name the nearest one, or all keys of its section."""
-    section, _, name = key.rpartition(".")
+    section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     keys = list(known_keys(root))
     siblings = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
     nearest = difflib.get_close_matches(name, siblings, n=1)
-    nearest = nearest or [known for known in keys if known.rpartition(".")[2] == name][:MAX_SHOWN]
+    nearest = nearest or [known for known in keys if known.rpartition(".")[2] == name and "[]" not in known][:MAX_SHOWN]
     if not siblings:
         nearest = nearest or difflib.get_close_matches(key, keys, n=1)
         siblings = [known for known in keys if "." not in known]

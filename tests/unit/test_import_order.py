@@ -12,7 +12,17 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 # One line a level, lowest first. A name ending in .* is a whole folder, except for what is named by itself.
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
-    ("trainer.config", "trainer.topology", "trainer.strict_yaml", "trainer.setting_errors", "trainer.recipe"),
+    (
+        "trainer.strict_model",
+        "trainer.data_config",
+        "trainer.train_config",
+        "trainer.config",
+        "trainer.topology",
+        "trainer.phases",
+        "trainer.strict_yaml",
+        "trainer.setting_errors",
+        "trainer.recipe",
+    ),
     ("data_pipeline.*", "trainer.model.*", "cluster.*"),
     (
         "trainer.tasks.*",
@@ -54,7 +64,15 @@ LEVELS = (
 )
 STRANGERS = (("data_pipeline", "trainer.model"), ("data_pipeline", "cluster"), ("trainer.model", "cluster"))
 MAY_IMPORT_DEEPSPEED = ("trainer.model.pipeline*", "trainer.runtime", "trainer.step*")
-WITHOUT_TORCH = ("trainer.config", "trainer.topology", "trainer.recipe", "trainer.errors", "cluster", "cluster.*")
+WITHOUT_TORCH = (
+    "trainer.config",
+    "trainer.phases",
+    "trainer.topology",
+    "trainer.recipe",
+    "trainer.errors",
+    "cluster",
+    "cluster.*",
+)
 
 
 def module_name(path):
