@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from trainer.data_config import DEFAULT_LANES, MIN_SEQ_LEN, DataConfig
 from trainer.optimizer_config import AdamWConfig, OptimizerConfig
 from trainer.schedule_config import LinearConfig, ScheduleConfig, check_length
 from trainer.strict_model import PositiveInt, Rate, StrictModel
+from trainer.train_config import BatchWarmupStage, TrainConfig, check_batch_warmup
 
-# Highly composite on purpose: the number of data-parallel ranks must divide the number of lanes.
-DEFAULT_LANES = 960
+__all__ = ["DEFAULT_LANES", "Config", "DataConfig", "PositiveInt", "StrictModel", "TrainConfig"]
 
 
 class TokenizerConfig(StrictModel):
@@ -24,45 +25,6 @@ class TokenizerConfig(StrictModel):
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9995
     seed: int = 0
-
-
-class DataConfig(StrictModel):
-    """Where rows come from and what shape they have; exactly one of `shards` and `text` is set."""
-
-    shards: str | None = None
-    text: list[str] | None = None
-    text_field: str = "text"
-    document: Literal["line", "blank-line"] = "line"
-    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
-    word_starts: Literal["vocabulary", "jieba"] = "vocabulary"
-    deduplicate: bool = False
-    prepared: str | None = None
-    max_seq_len: PositiveInt = 512
-    packing: Literal["packed", "padded"] = "packed"
-    lanes: PositiveInt = DEFAULT_LANES
-    prefetch_batches: PositiveInt = 4
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _one_path_is_a_list_of_one(cls, text: object) -> object:
-        return [text] if isinstance(text, str) else text
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
-        if (self.shards is None) == (self.text is None):
-            raise ValueError(
-                "set exactly one of data.shards (a folder made by `data_pipeline build`) and data.text (raw text)"
-            )
-        if self.shards is not None and self.prepared is not None:
-            raise ValueError("data.prepared belongs to data.text; with data.shards remove it")
-        if self.shards is not None and (self.word_starts != "vocabulary" or self.deduplicate):
-            raise ValueError(
-                "data.word_starts and data.deduplicate belong to data.text, and shards were built with or without; "
-                "with data.shards remove them"
-            )
-        if self.max_seq_len < 4:
-            raise ValueError("data.max_seq_len must be at least 4: [CLS], [SEP] and two tokens")
-        return self
 
 
 class ObjectiveConfig(StrictModel):
@@ -120,13 +82,21 @@ class ModelConfig(StrictModel):
         return self
 
 
-class TrainConfig(StrictModel):
-    """How long, in which batches, and how often something is written."""
+class PhaseConfig(StrictModel):
+    """A stretch of the run with rows, batches and rates of its own; what is left out is the recipe's.
+
+    `schedule` counts this phase's steps; without it the recipe's schedule spans all phases, with this phase's
+    `learning_rate` as its peak.
+    """
 
     steps: PositiveInt
-    global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt
-    log_every_steps: PositiveInt = 10
+    max_seq_len: Annotated[int, Field(ge=MIN_SEQ_LEN)] | None = None
+    global_batch_size: PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
+    batch_warmup: list[BatchWarmupStage] = Field(default_factory=list)
+    mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    schedule: ScheduleConfig | None = None
 
 
 class EngineConfig(StrictModel):
@@ -186,6 +156,7 @@ class Config(StrictModel):
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = LinearConfig()
     train: TrainConfig
+    phases: list[PhaseConfig] = Field(default_factory=list)
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -194,18 +165,52 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        if self.data.shards is not None and self.tokenizer is not None:
+        if self.data.has_shards and self.tokenizer is not None:
             raise ValueError("the tokenizer section belongs to data.text: shards bring their own tokenizer; remove it")
-        if self.data.max_seq_len > self.model.max_positions:
-            raise ValueError(
-                f"data.max_seq_len={self.data.max_seq_len} is longer than model.max_positions="
-                f"{self.model.max_positions}; raise the latter or shorten the rows"
-            )
+        row_lengths = {"data": self.data.max_seq_len} | {
+            f"phases[{number}]": phase.max_seq_len or 0 for number, phase in enumerate(self.phases)
+        }
+        for where, length in row_lengths.items():
+            if length > self.model.max_positions:
+                raise ValueError(
+                    f"{where}.max_seq_len={length} is longer than model.max_positions="
+                    f"{self.model.max_positions}; raise the latter or shorten the rows"
+                )
         if self.checkpoint.weights_only and self.stability is not None and self.stability.on_spike == "rollback":
             raise ValueError(
                 "stability.on_spike=rollback needs the optimiser's state, which checkpoint.weights_only=true leaves out"
             )
         check_length(self.schedule, total_steps=self.train.steps)
+        return self
+
+    @model_validator(mode="after")
+    def _phases_agree(self) -> Config:
+        if not self.phases:
+            return self
+        steps = [phase.steps for phase in self.phases]
+        if sum(steps) != self.train.steps:
+            raise ValueError(
+                f"train.steps={self.train.steps} is not the sum of the phases' steps, {' + '.join(map(str, steps))}; "
+                f"set train.steps={sum(steps)}"
+            )
+        if self.train.batch_warmup:
+            raise ValueError("train.batch_warmup counts steps of a run without phases; put it into a phase")
+        if self.data.on_exhausted == "stop":
+            raise ValueError("data.on_exhausted: stop goes with a run without phases, whose length the data decides")
+        scheduled = [phase.schedule is not None for phase in self.phases]
+        if any(scheduled) and (not all(scheduled) or self.schedule != LinearConfig()):
+            raise ValueError(
+                "the learning rate follows either the recipe's schedule over all phases or a schedule in every phase; "
+                "set schedule in all phases and not beside them, or in none"
+            )
+        for number, phase in enumerate(self.phases):
+            final = phase.global_batch_size or self.train.global_batch_size
+            try:
+                if phase.schedule is not None:
+                    check_length(phase.schedule, total_steps=phase.steps, of="steps")
+                check_batch_warmup(phase.batch_warmup, steps=phase.steps, global_batch_size=final)
+            except ValueError as error:
+                raise ValueError(f"phases[{number}].{error}") from None
         return self
 
     @property
@@ -228,6 +233,7 @@ def data_config_hash(config: Config) -> str:
             "max_seq_len": data.max_seq_len,
             "packing": data.packing,
             "lanes": data.lanes,
+            "weights": [source.weight for source in data.all_sources],
             "objective": config.objective.model_dump(exclude={"label_smoothing", "z_loss"}),
         }
     )

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,6 +18,7 @@ from trainer.errors import UserError
 from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
+from trainer.phases import phase_at, phases_of
 from trainer.progress import ProgressReporter
 from trainer.runtime import Runtime, on_main
 from trainer.schedule import learning_rate
@@ -39,7 +41,9 @@ class Trainer:
         self._peak_flops = total_peak_flops(run.runtime, run.ds_plan.precision)
         self._saved_at_s = time.monotonic()
         self._saved_step = run.state.step
-        self._uncollected_tokens = 0
+        self._phases = phases_of(run.config)
+        self._sources = [source.name for source in run.corpus.sources]
+        self._uncollected_tokens = np.zeros(len(self._sources), dtype=np.int64)
         self._guard = run.spikes
         self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
@@ -49,15 +53,11 @@ class Trainer:
         while state.step < total:
             with self._meter.waiting_for_data():
                 batches = next(self.run.loader)
-            rate = learning_rate(
-                config.schedule,
-                peak=config.optimizer.learning_rate,
-                applied_steps=state.applied_steps,
-                total_steps=total,
-            )
+            rate = self._learning_rate()
             sums = self.run.engine.train_step(batches, step=state.step, learning_rate=rate, accept=self._accept)
             state.step += 1
             state.applied_steps += self.run.engine.was_applied
+            state.phase_applied_steps += self.run.engine.was_applied
             self._count(batches)
             if self._guard is not None and self._accept is None:
                 self._guard.note(sums, step=state.step)
@@ -71,6 +71,18 @@ class Trainer:
                 if self._evaluate_when_due() or time_to_save:
                     self.save()
 
+    def _learning_rate(self) -> float:
+        """The rate of the next update, by the schedule of the run or of its present phase."""
+        state, phase = self.run.state, phase_at(self._phases, self.run.state.step)
+        if state.step == phase.first_step:
+            state.phase_applied_steps = 0
+        return learning_rate(
+            phase.config.schedule,
+            peak=phase.config.optimizer.learning_rate,
+            applied_steps=state.phase_applied_steps if phase.own_schedule else state.applied_steps,
+            total_steps=phase.config.train.steps if phase.own_schedule else self.run.config.train.steps,
+        )
+
     def _count(self, batches: Sequence[Batch]) -> None:
         tokens = sum(batch.tokens for batch in batches)
         flops = model_flops(
@@ -80,7 +92,8 @@ class Trainer:
             predicted_tokens=sum(batch.predicted_tokens for batch in batches),
         )
         self._meter.add_step(tokens=tokens, positions=sum(batch.input_ids.size for batch in batches), flops=flops)
-        self._uncollected_tokens += tokens
+        for batch in batches:
+            self._uncollected_tokens += batch.tokens_by_source(len(self._sources))
 
     def _log(self, sums: StepSums, *, learning_rate: float) -> bool:
         """Write this step's figures; True when rank 0's clock says that it is time to save."""
@@ -102,6 +115,7 @@ class Trainer:
             "train/grad_norm": self.run.engine.gradient_norm,
             "train/loss_scale": self.run.engine.loss_scale,
             "train/tokens": float(state.tokens),
+            **{f"data/tokens/{name}": float(tokens) for name, tokens in state.source_tokens.items()},
             **_over_ranks(dict(zip(own, speed, strict=True)), ranks=runtime.topology.world_size),
             "memory/peak_gib": peak_memory_gib(runtime.device),
             **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
@@ -158,11 +172,15 @@ class Trainer:
         return values
 
     def _collect_tokens(self) -> None:
-        """Add what all ranks consumed since the last time to the run's count."""
-        tokens = torch.tensor(self._uncollected_tokens, dtype=torch.int64, device=self.run.runtime.device)
+        """Add what all ranks consumed since the last time to the run's counts."""
+        state = self.run.state
+        tokens = torch.from_numpy(self._uncollected_tokens.copy()).to(self.run.runtime.device)
         dist.all_reduce(tokens)
-        self.run.state.tokens += int(tokens)
-        self._uncollected_tokens = 0
+        state.tokens += int(tokens.sum())
+        if len(self._sources) > 1:
+            for name, of_source in zip(self._sources, tokens.tolist(), strict=True):
+                state.source_tokens[name] = state.source_tokens.get(name, 0) + of_source
+        self._uncollected_tokens[:] = 0
 
     def _evaluate_when_due(self) -> bool:
         """Evaluate at the recipe's steps and at the last one; True when the loss is the least so far."""
@@ -197,7 +215,7 @@ class Trainer:
                 "precision": run.ds_plan.precision,
                 "zero_stage": run.ds_plan.zero_stage,
                 "world_size": run.runtime.topology.world_size,
-                "shards": str(run.shards.absolute()),
+                "shards": [str(source.folder.absolute()) for source in run.corpus.sources],
             },
             topology=run.runtime.topology,
             keep_last=run.config.checkpoint.keep_last,

@@ -91,10 +91,10 @@ ScheduleConfig = Annotated[
 ]
 
 
-def check_length(config: ScheduleConfig, *, total_steps: int) -> None:
-    """Raise ValueError where the schedule's fixed stretches do not fit a run of so many steps."""
+def check_length(config: ScheduleConfig, *, total_steps: int, of: str = "train.steps") -> None:
+    """Raise ValueError where the schedule's fixed stretches do not fit so many steps, which the setting `of` says."""
     needed = sum(config.parts.values())
     if needed > total_steps:
         parts = " + ".join(f"{name}={steps}" for name, steps in config.parts.items() if steps)
         total = f" (= {needed})" if len(config.parts) > 1 else ""
-        raise ValueError(f"{parts}{total} is longer than train.steps={total_steps}")
+        raise ValueError(f"{parts}{total} is longer than {of}={total_steps}")

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -37,10 +37,11 @@ _TYPE_NAMES = {
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted path that a settings file may hold: a section's own name, then what is in it."""
+    """Every dotted path that a settings file may hold: a section's own name, then what is in it; `a[].b` in lists."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        sections = (known_keys(section, f"{prefix}{name}.") for section in _sections(field.annotation))
+        items = "[]" if get_origin(field.annotation) is list else ""
+        sections = (known_keys(section, f"{prefix}{name}{items}.") for section in _sections(field.annotation))
         # The variants of a section share keys.
         yield from dict.fromkeys(chain.from_iterable(sections))
 
@@ -52,11 +53,11 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 def unknown_key(key: str, *, root: type[BaseModel]) -> str:
     """Say that a dotted path is no key of `root`, and name the nearest one, or all keys of its section."""
-    section, _, name = key.rpartition(".")
+    section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     keys = list(known_keys(root))
     siblings = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
     nearest = difflib.get_close_matches(name, siblings, n=1)
-    nearest = nearest or [known for known in keys if known.rpartition(".")[2] == name][:MAX_SHOWN]
+    nearest = nearest or [known for known in keys if known.rpartition(".")[2] == name and "[]" not in known][:MAX_SHOWN]
     if not siblings:
         nearest = nearest or difflib.get_close_matches(key, keys, n=1)
         siblings = [known for known in keys if "." not in known]

@@ -94,7 +94,10 @@ class DataParallelStep:
         torch.manual_seed(derive_key("dropout", self._seed, step, self._dp_rank) >> 1)
         set_learning_rate(self._base_optimizer, learning_rate)
         losses = torch.zeros_like(counts)
-        for batch in batches:
+        self._set_batch_sizes(batches)
+        for number, batch in enumerate(batches, start=1):
+            # Counted here: the engine's own count goes wrong when the number of micro-batches changes on the way.
+            self._engine.set_gradient_accumulation_boundary(number == len(batches))
             output = self._forward(batch)
             terms = torch.stack([output[term].loss for term in self._terms])
             self._engine.backward((terms * scale).sum(), scale_wrt_gas=False)
@@ -116,6 +119,12 @@ class DataParallelStep:
             self._engine.step()
         if self._average is not None and self.was_applied:
             self._average.update()
+
+    def _set_batch_sizes(self, batches: Sequence[StepBatch]) -> None:
+        """Tell the engine of this step's batch; phases and warm-up change it."""
+        rows = len(next(iter(batches[0].model_inputs().values())))
+        self._engine.set_train_micro_batch_size(rows)
+        self._engine.set_train_batch_size(rows * len(batches) * self._dp_world_size)
 
     def _counts(self, batches: Sequence[StepBatch]) -> Tensor:
         of_batches = [batch.term_counts() for batch in batches]

@@ -11,6 +11,8 @@ from trainer.config import (
 )
 from trainer.optimizer_config import AdamWConfig
 
+SOURCE = {"name": "a", "weight": 0.5, "shards": "x"}
+
 
 def config(**changes):
     values = {
@@ -34,6 +36,13 @@ def config(**changes):
         ),
         (DataConfig, {"shards": "a", "deduplicate": True}, "data.word_starts and data.deduplicate belong"),
         (DataConfig, {"shards": "a", "max_seq_len": 3}, "at least 4"),
+        (DataConfig, {"shards": "a", "sources": [SOURCE]}, "set exactly one of data.shards"),
+        (DataConfig, {"sources": [SOURCE], "prepared": "b"}, "data.prepared belongs to data.text"),
+        (DataConfig, {"sources": [SOURCE, SOURCE]}, "data.sources names 'a' twice"),
+        (DataConfig, {"sources": [{**SOURCE, "text": ["b"]}]}, "set exactly one of shards and text for the source 'a'"),
+        (DataConfig, {"sources": [{**SOURCE, "weight": 0.0}]}, "greater than 0"),
+        (DataConfig, {"sources": [{**SOURCE, "name": "a b"}]}, "should match pattern"),
+        (DataConfig, {"shards": "a", "on_exhausted": "end"}, "'repeat' or 'stop'"),
         (ObjectiveConfig, {"mask_token_rate": 0.8, "random_token_rate": 0.3}, "exceeds 1"),
         (ObjectiveConfig, {"mask_rate": 0.0}, "greater than 0"),
         (ModelConfig, {"hidden_size": 100, "num_heads": 12}, "use hidden_size=108"),

@@ -13,7 +13,16 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
     ("trainer.strict_model", "trainer.optimizer_config", "trainer.schedule_config"),
-    ("trainer.config", "trainer.topology", "trainer.strict_yaml", "trainer.setting_errors", "trainer.recipe"),
+    (
+        "trainer.data_config",
+        "trainer.train_config",
+        "trainer.config",
+        "trainer.topology",
+        "trainer.phases",
+        "trainer.strict_yaml",
+        "trainer.setting_errors",
+        "trainer.recipe",
+    ),
     ("data_pipeline.*", "trainer.model.*", "cluster.*"),
     (
         "trainer.tasks.*",
@@ -59,7 +68,15 @@ LEVELS = (
 )
 STRANGERS = (("data_pipeline", "trainer.model"), ("data_pipeline", "cluster"), ("trainer.model", "cluster"))
 MAY_IMPORT_DEEPSPEED = ("trainer.model.pipeline*", "trainer.runtime", "trainer.step*")
-WITHOUT_TORCH = ("trainer.config", "trainer.topology", "trainer.recipe", "trainer.errors", "cluster", "cluster.*")
+WITHOUT_TORCH = (
+    "trainer.config",
+    "trainer.phases",
+    "trainer.topology",
+    "trainer.recipe",
+    "trainer.errors",
+    "cluster",
+    "cluster.*",
+)
 
 
 def module_name(path):
