@@ -12,6 +12,7 @@ from data_pipeline.batch import IGNORED_LABEL, Batch, assemble, frame_rows
 from data_pipeline.inspect import spread
 from data_pipeline.masking import TokenMasker
 from data_pipeline.packing import FRAME_TOKENS, Packing, count_rows, cut_documents, plan_rows
+from data_pipeline.sequences import plain_sequences
 from data_pipeline.shards import BlockStore
 from data_pipeline.tokenizer import Tokenizer
 
@@ -78,7 +79,7 @@ def example_rows(store: BlockStore, *, tokenizer: Tokenizer, wanted: int, max_se
         plan = plan_rows(
             block.lengths, max_seq_len=max_seq_len, packing="packed", seed=0, phase=0, epoch=0, block=number
         )
-        packed = frame_rows(block.tokens, plan, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
+        packed = frame_rows(block.tokens, plain_sequences(plan), cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
         row = assemble(np.array([number], np.int64), [(packed, 0)], max_seq_len=max_seq_len, pad_id=tokenizer.pad_id)
         yield ExampleRow(number, tuple(_row_tokens(masker.apply(row), tokenizer=tokenizer, pieces=pieces)))
 

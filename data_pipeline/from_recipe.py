@@ -5,30 +5,15 @@ from __future__ import annotations
 from data_pipeline.corpus import Corpus, Source
 from data_pipeline.hashing import derive_key
 from data_pipeline.loader import Cursor, TrainLoader
-from data_pipeline.manifest import Manifest, SplitName
-from data_pipeline.masking import TokenMasker
+from data_pipeline.manifest import SplitName
 from data_pipeline.mixing import MixedReader
+from data_pipeline.objective import masker_for, row_content_for
 from data_pipeline.phased_loader import PhasedLoader
 from data_pipeline.reader import Reader, RowReader
 from data_pipeline.shards import BlockStore
 from trainer.config import Config, data_config_hash
 from trainer.errors import UserError
 from trainer.phases import Phase, phases_of, plan_all_batches
-
-
-def masker_for(config: Config, manifest: Manifest, *, seed: int, phase: int = 0) -> TokenMasker:
-    """The recipe's masking over the shards' tokenizer."""
-    objective = config.objective
-    return TokenMasker(
-        vocab_size=manifest.vocab_size,
-        special_ids=sorted(manifest.special_token_ids.values()),
-        mask_id=manifest.special_token_ids["mask"],
-        mask_rate=objective.mask_rate,
-        mask_token_rate=objective.mask_token_rate,
-        random_token_rate=objective.random_token_rate,
-        seed=seed,
-        phase=phase,
-    )
 
 
 def reader_for(
@@ -49,6 +34,7 @@ def reader_for(
             phase=phase,
             dp_world_size=dp_world_size,
             source=number,
+            content=row_content_for(config, corpus, source, training=split == "train"),
         )
 
     readers = [read(number, source) for number, source in enumerate(corpus.sources)]
@@ -85,7 +71,7 @@ def _phase_loader(phase: Phase, corpus: Corpus, *, dp_rank: int, dp_world_size: 
     )
     return TrainLoader(
         reader_for(config, corpus, split="train", seed=config.seed, phase=phase.number, dp_world_size=dp_world_size),
-        masker_for(config, corpus.manifest, seed=config.seed, phase=phase.number),
+        masker_for(config, corpus, seed=config.seed, phase=phase.number),
         cursor=cursor,
         batch_sizes=phase.batch_sizes,
         micro_batch_size=config.train.micro_batch_size,

@@ -19,6 +19,7 @@ Int64Array = npt.NDArray[np.int64]
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_HALF_BITS, _LOW_BITS = np.uint64(32), np.uint64(0xFFFFFFFF)
 _SHIFT_30, _SHIFT_27, _SHIFT_31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
@@ -39,6 +40,30 @@ def hash64(key: int | UInt64Array, counters: Int64Array) -> UInt64Array:
     mixed *= _MULTIPLIER_2
     mixed ^= mixed >> _SHIFT_31
     return mixed
+
+
+def high_half(draws: UInt64Array) -> UInt64Array:
+    """The upper 32 of each draw's 64 bits, which are independent of the lower."""
+    halves: UInt64Array = draws >> _HALF_BITS
+    return halves
+
+
+def low_half(draws: UInt64Array) -> UInt64Array:
+    """The lower 32 of each draw's 64 bits."""
+    halves: UInt64Array = draws & _LOW_BITS
+    return halves
+
+
+def scaled(draws32: UInt64Array, bound: Int64Array | int) -> Int64Array:
+    """32-bit draws as numbers from 0 to bound - 1."""
+    numbers: Int64Array = ((draws32 * np.asarray(bound).astype(np.uint64)) >> _HALF_BITS).astype(np.int64)
+    return numbers
+
+
+def limit32(rate: float) -> np.uint64:
+    """The number of 32-bit draws, of 2**32, that fall under a rate."""
+    count: np.uint64 = np.uint64(round(rate * 2.0**32))
+    return count
 
 
 def hash32_grid(row_keys: UInt64Array, width: int) -> UInt32Array:

@@ -33,7 +33,10 @@ class Cursor:
 
 _CURSOR_MEANING = {
     "fingerprint": ("the shards", "train on the shards it was made with"),
-    "data_config_hash": ("row length, packing, lanes, weights or masking", "restore these settings of the recipe"),
+    "data_config_hash": (
+        "row length, packing, lanes, weights, objective or augmentation",
+        "restore these settings of the recipe",
+    ),
     "seed": ("the seed", "restore the recipe's seed"),
     "phase": ("the phase", "restore the steps of the recipe's phases"),
 }

@@ -1,6 +1,6 @@
 """Packing: which documents share a row, planned from document lengths alone, one block at a time.
 
-A document becomes pieces of at most max_seq_len - 2 tokens, each framed by [CLS] and [SEP]. `packed` lays
+A document becomes pieces, as long as fit a row with their frame, [CLS] and [SEP] at least. `packed` lays
 pieces together by best-fit decreasing (Johnson, "Near-optimal bin packing algorithms", 1973; for language
 models Krell et al. 2021, arXiv:2107.02027); `padded` gives each piece a row of its own. The number of rows
 depends only on the lengths, not on the shuffle, so it can be counted once and kept.
@@ -20,6 +20,25 @@ Packing = Literal["packed", "padded"]
 
 # [CLS] before and [SEP] behind each piece.
 FRAME_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class PieceShape:
+    """What a piece of n tokens takes of a row at most: `copies` sequences of n + `frame_tokens` tokens."""
+
+    frame_tokens: int = FRAME_TOKENS
+    copies: int = 1
+
+    def longest(self, max_seq_len: int) -> int:
+        """Tokens of the longest piece that fits a row."""
+        return max_seq_len // self.copies - self.frame_tokens
+
+    def needs(self, lengths: Int64Array) -> Int64Array:
+        """Row tokens for pieces of these lengths."""
+        return self.copies * (lengths + self.frame_tokens)
+
+
+PLAIN_PIECE = PieceShape()
 
 
 @dataclass(frozen=True)
@@ -44,10 +63,10 @@ class PackingPlan:
         return len(self.row_starts) - 1
 
 
-def cut_documents(lengths: npt.ArrayLike, *, max_seq_len: int) -> Pieces:
+def cut_documents(lengths: npt.ArrayLike, *, max_seq_len: int, shape: PieceShape = PLAIN_PIECE) -> Pieces:
     """Cut documents into consecutive pieces that fit a row together with their frame."""
     document_lengths = np.asarray(lengths, dtype=np.int64)
-    body = max_seq_len - FRAME_TOKENS
+    body = shape.longest(max_seq_len)
     pieces_per_document = -(-document_lengths // body)
     document = np.repeat(np.arange(len(document_lengths)), pieces_per_document)
     first_piece = np.cumsum(pieces_per_document) - pieces_per_document
@@ -86,26 +105,34 @@ def _best_fit(needs: list[int], *, capacity: int) -> tuple[list[int], int]:
     return rows, num_rows
 
 
-def count_rows(lengths: npt.ArrayLike, *, max_seq_len: int, packing: Packing) -> int:
+def count_rows(lengths: npt.ArrayLike, *, max_seq_len: int, packing: Packing, shape: PieceShape = PLAIN_PIECE) -> int:
     """Number of rows a block with these document lengths has, in every epoch."""
-    pieces = cut_documents(lengths, max_seq_len=max_seq_len)
+    pieces = cut_documents(lengths, max_seq_len=max_seq_len, shape=shape)
     if packing == "padded":
         return len(pieces.length)
-    needs = np.sort(pieces.length + FRAME_TOKENS)[::-1]
+    needs = np.sort(shape.needs(pieces.length))[::-1]
     full = int(np.count_nonzero(needs == max_seq_len))
     return full + _best_fit(needs[full:].tolist(), capacity=max_seq_len)[1]
 
 
 def plan_rows(
-    lengths: npt.ArrayLike, *, max_seq_len: int, packing: Packing, seed: int, phase: int, epoch: int, block: int
+    lengths: npt.ArrayLike,
+    *,
+    max_seq_len: int,
+    packing: Packing,
+    seed: int,
+    phase: int,
+    epoch: int,
+    block: int,
+    shape: PieceShape = PLAIN_PIECE,
 ) -> PackingPlan:
     """Rows of one block in one epoch, shuffled by (seed, phase, epoch, block)."""
-    pieces = cut_documents(lengths, max_seq_len=max_seq_len)
+    pieces = cut_documents(lengths, max_seq_len=max_seq_len, shape=shape)
     num_pieces = len(pieces.length)
     piece_shuffle = permutation(derive_key("pieces", seed, phase, epoch, block), num_pieces)
     if packing == "padded":
         return PackingPlan(pieces=pieces, piece=piece_shuffle, row_starts=np.arange(num_pieces + 1, dtype=np.int64))
-    needs = pieces.length[piece_shuffle] + FRAME_TOKENS
+    needs = shape.needs(pieces.length[piece_shuffle])
     decreasing = np.argsort(-needs, kind="stable")
     ordered = piece_shuffle[decreasing]
     needs = needs[decreasing]

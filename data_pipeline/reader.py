@@ -8,10 +8,11 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from data_pipeline.batch import Batch, PackedBlock, assemble, frame_rows
+from data_pipeline.batch import Batch, PackedBlock, assemble
 from data_pipeline.hashing import Int64Array
 from data_pipeline.order import RowOrder
 from data_pipeline.packing import Packing, plan_rows
+from data_pipeline.row_content import PLAIN_CONTENT, RowContent
 from data_pipeline.row_counts import count_blocks
 from data_pipeline.shards import BlockStore
 from trainer.errors import UserError
@@ -52,15 +53,17 @@ class RowReader:
         phase: int = 0,
         dp_world_size: int = 1,
         source: int = 0,
+        content: RowContent = PLAIN_CONTENT,
     ) -> None:
         self._store = store
         self._source = source
+        self._content = content
         self._max_seq_len = max_seq_len
         self._packing = packing
         self._special_ids = store.manifest.special_token_ids
         self._window_blocks = -(-lanes // dp_world_size)
         self._window: OrderedDict[tuple[int, int], PackedBlock] = OrderedDict()
-        counts = count_blocks(store, max_seq_len=max_seq_len, packing=packing)
+        counts = count_blocks(store, max_seq_len=max_seq_len, packing=packing, shape=content.shape)
         self.order = RowOrder(counts.rows, lanes=lanes, seed=seed, phase=phase)
         self.tokens_per_epoch = int(counts.tokens.sum())
 
@@ -88,7 +91,13 @@ class RowReader:
 
     def assemble(self, row_numbers: Int64Array, rows: Sequence[PackedRow | None]) -> Batch:
         """Found rows, None being an empty one, as an unmasked batch under these row numbers."""
-        return assemble(row_numbers, rows, max_seq_len=self._max_seq_len, pad_id=self._special_ids["pad"])
+        return assemble(
+            row_numbers,
+            rows,
+            max_seq_len=self._max_seq_len,
+            pad_id=self._special_ids["pad"],
+            candidates=None if self._content.pairs is None else self._content.pairs.candidates,
+        )
 
     def _packed_block(self, epoch: int, number: int) -> PackedBlock:
         """A block of the window. Lanes are walked in turn, so a finished block is always the one longest unused."""
@@ -98,7 +107,7 @@ class RowReader:
             return self._window[key]
         while len(self._window) >= self._window_blocks:
             self._window.popitem(last=False)
-        block = self._store.read_block(number)
+        block = self._store.read_block(number, words=self._content.words)
         plan = plan_rows(
             block.lengths,
             max_seq_len=self._max_seq_len,
@@ -107,6 +116,7 @@ class RowReader:
             phase=self.order.phase,
             epoch=epoch,
             block=number,
+            shape=self._content.shape,
         )
         if plan.num_rows != self.order.block_rows[number]:
             raise UserError(
@@ -114,9 +124,10 @@ class RowReader:
                 f"counts say {self.order.block_rows[number]}; remove rows-{self._store.split}-*.npy there: they are "
                 "counted again"
             )
-        packed = frame_rows(
-            block.tokens,
+        packed = self._content.lay_out(
+            block,
             plan,
+            key=(self.order.seed, self.order.phase, epoch, number),
             cls_id=self._special_ids["cls"],
             sep_id=self._special_ids["sep"],
             first_document=self._store.first_document(number),

@@ -9,44 +9,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from data_pipeline.hashing import Int64Array
-from data_pipeline.packing import FRAME_TOKENS, Packing, count_rows
+from data_pipeline.packing import PLAIN_PIECE, Packing, PieceShape, count_rows, cut_documents
 from data_pipeline.shards import BlockStore
 
 
 @dataclass(frozen=True)
 class BlockCounts:
-    """What each block comes to in an epoch: its rows, and the tokens in them that are not padding; int64 [blocks]."""
+    """What each block comes to in an epoch: its rows, and the tokens in them that are not padding; int64 [blocks].
+
+    Where pieces are copied or disturbed, the tokens are the most that there can be.
+    """
 
     rows: Int64Array
     tokens: Int64Array
 
 
-def count_blocks(store: BlockStore, *, max_seq_len: int, packing: Packing) -> BlockCounts:
+def count_blocks(
+    store: BlockStore, *, max_seq_len: int, packing: Packing, shape: PieceShape = PLAIN_PIECE
+) -> BlockCounts:
     """Count rows and tokens; any number of ranks may call it at once, none waits for another."""
-    path = _path(store, max_seq_len=max_seq_len, packing=packing)
+    path = _path(store, max_seq_len=max_seq_len, packing=packing, shape=shape)
     kept = _kept(path)
     if kept is not None and kept.dtype == np.int64 and kept.shape == (2, store.num_blocks):
         return BlockCounts(*kept)
     counts = np.empty((2, store.num_blocks), dtype=np.int64)
     for block, lengths in enumerate(store.iter_lengths()):
-        counts[0, block] = count_rows(lengths, max_seq_len=max_seq_len, packing=packing)
-        counts[1, block] = _count_tokens(lengths, max_seq_len=max_seq_len)
+        counts[0, block] = count_rows(lengths, max_seq_len=max_seq_len, packing=packing, shape=shape)
+        counts[1, block] = shape.needs(cut_documents(lengths, max_seq_len=max_seq_len, shape=shape).length).sum()
     _keep(path, counts)
     return BlockCounts(*counts)
 
 
-def _count_tokens(lengths: npt.NDArray[np.uint32], *, max_seq_len: int) -> int:
-    """The documents' tokens and the frames of all their pieces."""
-    pieces = -(-lengths.astype(np.int64) // (max_seq_len - FRAME_TOKENS))
-    return int(lengths.sum(dtype=np.int64) + FRAME_TOKENS * pieces.sum())
-
-
-def _path(store: BlockStore, *, max_seq_len: int, packing: Packing) -> Path:
+def _path(store: BlockStore, *, max_seq_len: int, packing: Packing, shape: PieceShape) -> Path:
+    rows = f"{packing}-{max_seq_len}" + ("" if shape == PLAIN_PIECE else f"-{shape.copies}x{shape.frame_tokens}")
     # The fingerprint is in the name: counts of a folder's former content are never taken for the present one's.
-    return store.folder / f"rows-{store.split}-{packing}-{max_seq_len}-{store.manifest.fingerprint[:16]}.npy"
+    return store.folder / f"rows-{store.split}-{rows}-{store.manifest.fingerprint[:16]}.npy"
 
 
 def _kept(path: Path) -> Int64Array | None:

@@ -60,6 +60,6 @@ def row_hash(batch: Batch, row: int) -> str:
     digest.update(np.array([batch.row_sources[row], len(batch.row_documents[row])], dtype="<i8").tobytes())
     digest.update(batch.row_documents[row].astype("<i8").tobytes())
     # Labels are there at the masked positions alone.
-    for array in (batch.input_ids, batch.position_ids, batch.document_ids, batch.labels):
+    for array in batch.model_inputs().values():
         digest.update(array[row].astype("<i8").tobytes())
     return digest.hexdigest()

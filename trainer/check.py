@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipeline.corpus import Corpus, open_corpus
 from data_pipeline.from_recipe import reader_for
 from data_pipeline.manifest import load_manifest
+from data_pipeline.objective import masker_for
 from data_pipeline.shards import BlockStore
 from trainer.config import Config, TokenizerConfig
 from trainer.ds_config import DeepSpeedPlan
@@ -70,12 +71,13 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
                 dp_world_size=batch_plan.dp_world_size,
                 bucket_elements=int(ds_plan.config["zero_optimization"]["reduce_bucket_size"]),
                 program_bytes=program_bytes,
+                candidates=config.objective.candidates,
             )
             for phase in phases
         ),
         key=lambda plan: plan.peak_bytes,
     )
-    parameters = count_parameters(model)
+    parameters = count_parameters(model, candidates=config.objective.candidates)
     return Check(
         config=config,
         batch_plan=batch_plan,
@@ -93,7 +95,7 @@ def _micro_batch(config: Config, rows: RowFacts | None) -> MicroBatch:
     length = config.data.max_seq_len
     tokens = config.train.micro_batch_size * length
     document_tokens = min(rows.document_tokens, length) if rows else length
-    return MicroBatch(tokens, document_tokens, round(tokens * config.objective.mask_rate))
+    return MicroBatch(tokens, document_tokens, round(tokens * config.objective.mask_rate.highest))
 
 
 def _vocab_size(config: Config) -> int:
@@ -109,6 +111,7 @@ def _corpus(config: Config) -> Corpus | None:
 
 
 def _row_facts(config: Config, corpus: Corpus) -> RowFacts:
+    masker_for(config, corpus, seed=config.seed)
     squares = tokens = 0
     for source in corpus.sources:
         for lengths in BlockStore(source.folder, manifest=source.manifest, split="train").iter_lengths():

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from trainer.data_config import DEFAULT_LANES, MIN_SEQ_LEN, DataConfig
+from trainer.objective_config import MaskRateConfig, ObjectiveConfig
 from trainer.optimizer_config import AdamWConfig, OptimizerConfig
 from trainer.schedule_config import LinearConfig, ScheduleConfig, check_length
-from trainer.strict_model import PositiveInt, Rate, StrictModel
+from trainer.strict_model import PositiveInt, StrictModel
 from trainer.train_config import BatchWarmupStage, TrainConfig, check_batch_warmup
 
-__all__ = ["DEFAULT_LANES", "Config", "DataConfig", "PositiveInt", "StrictModel", "TrainConfig"]
+__all__ = ["DEFAULT_LANES", "Config", "DataConfig", "ObjectiveConfig", "PositiveInt", "StrictModel", "TrainConfig"]
 
 
 class TokenizerConfig(StrictModel):
@@ -25,29 +26,6 @@ class TokenizerConfig(StrictModel):
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9995
     seed: int = 0
-
-
-class ObjectiveConfig(StrictModel):
-    """Masked-language modelling (Devlin et al. 2019, section 3.1).
-
-    label_smoothing: share of each target spread evenly over the vocabulary (Szegedy et al. 2016). z_loss: weight of
-    log² of the softmax's denominator (Chowdhery et al. 2022). Both are part of `train/loss` and of no validation loss.
-    """
-
-    mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    mask_token_rate: Rate = 0.8
-    random_token_rate: Rate = 0.1
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
-
-    @model_validator(mode="after")
-    def _rates_sum(self) -> ObjectiveConfig:
-        if self.mask_token_rate + self.random_token_rate > 1.0 + 1e-9:
-            raise ValueError(
-                f"mask_token_rate={self.mask_token_rate} + random_token_rate={self.random_token_rate} exceeds 1; "
-                "the rest of the chosen tokens stays as it is"
-            )
-        return self
 
 
 class ModelConfig(StrictModel):
@@ -94,7 +72,7 @@ class PhaseConfig(StrictModel):
     global_batch_size: PositiveInt | None = None
     micro_batch_size: PositiveInt | None = None
     batch_warmup: list[BatchWarmupStage] = Field(default_factory=list)
-    mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    mask_rate: MaskRateConfig | None = None
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     schedule: ScheduleConfig | None = None
 
@@ -213,6 +191,25 @@ class Config(StrictModel):
                 raise ValueError(f"phases[{number}].{error}") from None
         return self
 
+    @model_validator(mode="after")
+    def _objective_agrees(self) -> Config:
+        objective = self.objective
+        if objective.pairs != "none" and self.model.type_vocab_size < 2:
+            raise ValueError(
+                f"objective.pairs={objective.pairs} needs two token types, but model.type_vocab_size is "
+                f"{self.model.type_vocab_size}; set it to 2"
+            )
+        objective.check_row_length(self.data.max_seq_len, where="data")
+        if not self.phases:
+            rows = self.train.steps * self.train.global_batch_size
+            objective.check_mask_rate(objective.mask_rate, where="objective", rows=rows)
+        for number, phase in enumerate(self.phases):
+            where = f"phases[{number}]"
+            objective.check_row_length(phase.max_seq_len or self.data.max_seq_len, where=where)
+            rows = phase.steps * (phase.global_batch_size or self.train.global_batch_size)
+            objective.check_mask_rate(phase.mask_rate or objective.mask_rate, where=where, rows=rows)
+        return self
+
     @property
     def run_dir(self) -> Path:
         """The run folder, below `runs_dir`."""
@@ -234,6 +231,7 @@ def data_config_hash(config: Config) -> str:
             "packing": data.packing,
             "lanes": data.lanes,
             "weights": [source.weight for source in data.all_sources],
-            "objective": config.objective.model_dump(exclude={"label_smoothing", "z_loss"}),
+            "objective": config.objective.model_dump(exclude={"label_smoothing", "z_loss", "pair_weight"}),
+            "augmentation": data.augmentation and data.augmentation.model_dump(),
         }
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.augmentation_config import AugmentationConfig
 from trainer.strict_model import PositiveInt, StrictModel
 
 # Highly composite on purpose: the number of data-parallel ranks must divide the number of lanes.
@@ -55,6 +56,7 @@ class DataConfig(StrictModel):
     packing: Literal["packed", "padded"] = "packed"
     lanes: PositiveInt = DEFAULT_LANES
     prefetch_batches: PositiveInt = 4
+    augmentation: AugmentationConfig | None = None
 
     @field_validator("text", mode="before")
     @classmethod

@@ -17,7 +17,7 @@ from data_pipeline.hashing import Int64Array
 from data_pipeline.masking import TokenMasker
 from data_pipeline.reader import Reader, validation_batches
 from trainer.model.bert import BertForMaskedLanguageModel
-from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm
+from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, SENTENCE_PAIRS, LossTerm
 from trainer.step_sums import StepSums, stacked, weighted_mean
 
 
@@ -41,6 +41,11 @@ class EvaluationResult:
     def masked(self) -> TermResult:
         """Masked-language modelling over the masked tokens of held-out rows."""
         return self.terms[MASKED_LANGUAGE_MODEL]
+
+    @property
+    def pairs(self) -> TermResult | None:
+        """Sentence pairs of held-out rows, where they are trained."""
+        return self.terms.get(SENTENCE_PAIRS)
 
     def metrics(self) -> dict[str, float]:
         """By metric key; terms have keys of their own where there are several."""

@@ -47,7 +47,7 @@ def evaluate_run(run_dir: Path, *, which: str, shards: Path | None = None) -> Ru
     if validation is None:
         raise UserError(f"{run_dir}: its recipe sets evaluation: null, so there are no held-out rows to evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = create_model(config.model, seed=config.seed)
+    model = create_model(config.model, seed=config.seed, candidates=config.objective.candidates)
     load_weights(model, checkpoint.evaluation_weights(), source=str(checkpoint.folder))
     return RunEvaluation(
         checkpoint=checkpoint.folder,

@@ -5,26 +5,37 @@ from __future__ import annotations
 from trainer.config import ModelConfig
 
 
-def model_flops(config: ModelConfig, *, tokens: int, sum_squared_document_lengths: int, predicted_tokens: int) -> int:
+def model_flops(
+    config: ModelConfig,
+    *,
+    tokens: int,
+    sum_squared_document_lengths: int,
+    predicted_tokens: int,
+    paired_sequences: int = 0,
+) -> int:
     """FLOPs of one forward and backward pass over `tokens` real tokens; padding and recomputation do not count.
 
     With h = hidden_size, i = intermediate_size, L = num_layers, V = vocab_size, one multiply and add
     as 2 FLOPs, and documents of lengths n_d, the forward pass takes
 
         (L - 1) × tokens × (8h² + 4hi) + L × 4h × Σ n_d²
-        + tokens × 6h² + predicted_tokens × (2h² + 4hi) + predicted_tokens × (2h² + 2hV)
+        + tokens × 6h² + (predicted_tokens + paired_sequences) × (2h² + 4hi)
+        + predicted_tokens × (2h² + 2hV) + paired_sequences × (2h² + 4h)
 
     for the query, key, value and output projections (8h²), the feed-forward layers (4hi), the scores
     and the weighted sum of attention (4h Σ n_d²); the last layer's output projection and feed-forward
-    layers, which only the predicted tokens go through; the head's transform and its decoder. The
-    backward pass takes twice as much (Chowdhery et al. 2022, appendix B). Counting the last layer in
-    full, as is usual, would claim work that is not done. ValueError when vocab_size is not set.
+    layers, which only the predicted tokens and the first tokens of pairs go through; the head's
+    transform and its decoder; the pooler and the pair head. The backward pass takes twice as much
+    (Chowdhery et al. 2022, appendix B). Counting the last layer in full, as is usual, would claim work
+    that is not done. ValueError when vocab_size is not set.
     """
     if config.vocab_size is None:
         raise ValueError("model_flops needs a model config whose vocab_size is resolved from the tokenizer")
     hidden, intermediate = config.hidden_size, config.intermediate_size
     per_token, last_layer = 8 * hidden**2 + 4 * hidden * intermediate, 2 * hidden**2 + 4 * hidden * intermediate
-    projections = (config.num_layers - 1) * tokens * per_token + tokens * 6 * hidden**2 + predicted_tokens * last_layer
+    rows = predicted_tokens + paired_sequences
+    projections = (config.num_layers - 1) * tokens * per_token + tokens * 6 * hidden**2 + rows * last_layer
     attention = config.num_layers * 4 * hidden * sum_squared_document_lengths
     head = predicted_tokens * (2 * hidden**2 + 2 * hidden * config.vocab_size)
-    return 3 * (projections + attention + head)
+    pair_head = paired_sequences * (2 * hidden**2 + 4 * hidden)
+    return 3 * (projections + attention + head + pair_head)

@@ -90,6 +90,7 @@ class Trainer:
             tokens=tokens,
             sum_squared_document_lengths=sum(batch.sum_squared_lengths for batch in batches),
             predicted_tokens=sum(batch.predicted_tokens for batch in batches),
+            paired_sequences=sum(batch.paired_sequences for batch in batches),
         )
         self._meter.add_step(tokens=tokens, positions=sum(batch.input_ids.size for batch in batches), flops=flops)
         for batch in batches:
@@ -163,15 +164,13 @@ class Trainer:
         )
 
     def _losses(self, terms: Sequence[str], totals: Tensor) -> dict[str, float]:
-        """The trained loss by metric key, and each term's own where there are several."""
+        """The trained loss by metric key, and each term's own with its count where there are several."""
         sums, counts, _ = totals.view(len(terms), 3).T.tolist()
         weights = [self.run.term_weights[term] for term in terms]
         values = {"train/loss": weighted_mean(sums, counts, weights)}
         if len(terms) > 1:
-            values |= {
-                f"train/loss_{term}": loss / max(count, 1.0)
-                for term, loss, count in zip(terms, sums, counts, strict=True)
-            }
+            for term, loss, count in zip(terms, sums, counts, strict=True):
+                values |= {f"train/loss_{term}": loss / max(count, 1.0), f"train/predictions_{term}": count}
         return values
 
     def _collect_tokens(self) -> None:
@@ -200,6 +199,7 @@ class Trainer:
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.message(
             f"step {state.step}: validation loss {result.loss:.4f}, masked accuracy {result.masked.accuracy:.1%}"
+            + (f", pair accuracy {result.pairs.accuracy:.1%}" if result.pairs else "")
         )
         return state.offer_best(result.loss)
 

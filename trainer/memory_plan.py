@@ -69,13 +69,14 @@ def plan_memory(
     dp_world_size: int,
     bucket_elements: int,
     program_bytes: int,
+    candidates: int | None = None,
 ) -> MemoryPlan:
     """The plan of the fullest rank; runs a few layers of the model in this process. `model.vocab_size` is set.
 
     `bucket_elements` bounds what is flattened for one collective, `program_bytes` is what a process takes before it
-    has a model (0 where the memory of a GPU is meant).
+    has a model (0 where the memory of a GPU is meant), `candidates` the sequences of one pair prediction, if any.
     """
-    parameters = count_parameters(model)
+    parameters = count_parameters(model, candidates=candidates)
     states = _states(
         parameters,
         half=precision != "fp32",
@@ -114,10 +115,10 @@ def _states(parameters: int, *, half: bool, zero_stage: int, dp_world_size: int,
     }
 
 
-def count_parameters(model: ModelConfig) -> int:
+def count_parameters(model: ModelConfig, *, candidates: int | None = None) -> int:
     """Weights of the encoder and its pretraining heads; tied ones count once."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in create_model(model, seed=0).parameters())
+        return sum(parameter.numel() for parameter in create_model(model, seed=0, candidates=candidates).parameters())
 
 
 def measure_activations(model: ModelConfig, *, micro_batch: MicroBatch, precision: str) -> tuple[int, int]:

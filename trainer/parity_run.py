@@ -24,8 +24,8 @@ from trainer.prepare import pin_shards, shard_folders
 from trainer.recipe import dump_config, load_recipe
 from trainer.runtime import Runtime, started
 from trainer.schedule import learning_rate
-from trainer.setup import make_engine, plan_layout, resolve
-from trainer.step_sums import stacked
+from trainer.setup import make_engine, plan_layout, resolve, term_weights_for
+from trainer.step_sums import stacked, weighted_mean
 from trainer.topology import topology_from_env
 
 
@@ -86,6 +86,7 @@ def cell_losses(config: Config, cell: Cell, *, shards: Sequence[Path], runtime: 
     ds_plan = plan_layout(config, runtime=runtime)
     engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
     loader = loader_for(config, corpus, dp_rank=topology.dp_rank, dp_world_size=topology.dp_world_size)
+    weights = term_weights_for(config)
     curve = []
     applied_steps = 0
     for step in range(steps):
@@ -96,8 +97,8 @@ def cell_losses(config: Config, cell: Cell, *, shards: Sequence[Path], runtime: 
         applied_steps += engine.was_applied
         totals = stacked(sums)
         dist.all_reduce(totals)
-        loss, count, _ = totals[0].tolist()
-        curve.append(loss / count)
+        losses, counts, _ = totals.T.tolist()
+        curve.append(weighted_mean(losses, counts, list(weights.values())))
     loader.close()
     engine.close()
     return curve

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from data_pipeline.build import TOKENIZER_FOLDER
 from data_pipeline.manifest import load_manifest
-from data_pipeline.tokenizer import Tokenizer, copy_tokenizer
+from data_pipeline.tokenizer import copy_tokenizer
+from data_pipeline.vocabulary import load_tokenizer
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.export import export_checkpoint, require_export
@@ -61,12 +61,7 @@ def _train(run: Run) -> None:
 
 def _keep_tokenizer(shards: Path, run_dir: Path) -> None:
     """Copy the tokenizer into the run folder: a run can be exported after its shards are gone."""
-    tokenizer = Tokenizer.load(shards / TOKENIZER_FOLDER)
-    if tokenizer.sha256 != load_manifest(shards).tokenizer_sha256:
-        raise UserError(
-            f"{tokenizer.folder} is not the tokenizer that {shards} was built with (another sha256); copy the shards "
-            "again, or build them anew"
-        )
+    tokenizer = load_tokenizer(shards, load_manifest(shards))
     copy_tokenizer(tokenizer, folder=run_dir / "tokenizer")
 
 

@@ -37,16 +37,21 @@ def parse_recipe(text: str, *, source: str, overrides: Sequence[str] = ()) -> Co
         raise UserError(f"{source}: the recipe is empty; it needs at least name, data and train")
     if not isinstance(document.value, dict):
         raise UserError(f"{source}: a recipe is a mapping of keys to values, found a {type(document.value).__name__}")
-    values, origins = document.value, {}
+    values, origins, lost = document.value, {}, []
     for override in overrides:
         path, value = _parse_override(override)
-        _assign(values, path, value)
+        if not _assign(values, path, value):
+            lost.append(override)
         origins[path] = f"--set {override}"
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         locate = _locator(document, source=source, origins=origins)
         raise UserError(describe_errors(error, root=Config, locate=locate)) from None
+    if lost:
+        section = lost[0].partition("=")[0].rpartition(".")[0]
+        raise UserError(f"--set {lost[0]}: the recipe holds one value for {section}, no keys; set {section} as a whole")
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -83,15 +88,17 @@ def _parse_override(override: str) -> tuple[KeyPath, Any]:
     return tuple(key.split(".")), parse_yaml(text, source=f"--set {override}").value
 
 
-def _assign(values: dict[str, Any], path: KeyPath, value: Any) -> None:
+def _assign(values: dict[str, Any], path: KeyPath, value: Any) -> bool:
+    """Put a value in its place; False where the recipe holds no section there, as its check may say too."""
     section: Any = values
     for part in path[:-1]:
         if section.get(part) is None:
             section[part] = {}
         section = section[part]
         if not isinstance(section, dict):
-            return  # the recipe holds no section here, and its check says so
+            return False
     section[path[-1]] = value
+    return True
 
 
 def _locator(document: YamlDocument, *, source: str, origins: dict[KeyPath, str]) -> Callable[[KeyPath], str]:

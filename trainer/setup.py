@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.corpus import Corpus, open_corpus
-from data_pipeline.from_recipe import loader_for, masker_for, reader_for
+from data_pipeline.from_recipe import loader_for, reader_for
 from data_pipeline.manifest import Manifest
+from data_pipeline.objective import masker_for
 from data_pipeline.phased_loader import PhasedLoader
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
@@ -18,7 +19,7 @@ from trainer.errors import UserError
 from trainer.evaluate import Validation
 from trainer.half_precision import half_precisions
 from trainer.model.create import create_model, parameter_groups
-from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
+from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, SENTENCE_PAIRS
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
 from trainer.phases import most_micro_steps
@@ -71,7 +72,8 @@ def _shortened(config: Config, *, steps: int, report: Callable[[str], None]) -> 
 
 def term_weights_for(config: Config) -> dict[str, float]:
     """What the recipe trains, and how much each loss term weighs."""
-    return {MASKED_LANGUAGE_MODEL: 1.0}
+    weights = {MASKED_LANGUAGE_MODEL: 1.0}
+    return weights if config.objective.pairs == "none" else {**weights, SENTENCE_PAIRS: config.objective.pair_weight}
 
 
 def validation_for(config: Config, corpus: Corpus, *, dp_rank: int = 0, dp_world_size: int = 1) -> Validation | None:
@@ -84,7 +86,7 @@ def validation_for(config: Config, corpus: Corpus, *, dp_rank: int = 0, dp_world
         return None
     return Validation(
         reader_for(config, corpus, split="validation", seed=evaluation.seed),
-        masker_for(config, corpus.manifest, seed=evaluation.seed),
+        masker_for(config, corpus, seed=evaluation.seed, training=False),
         max_rows=evaluation.max_rows,
         micro_batch_size=config.train.micro_batch_size,
         dp_rank=dp_rank,
@@ -162,7 +164,11 @@ def make_engine(
     """A new engine with the recipe's initial weights, or with a checkpoint's state; collective."""
     objective = config.objective
     model = create_model(
-        config.model, seed=config.seed, label_smoothing=objective.label_smoothing, z_loss=objective.z_loss
+        config.model,
+        seed=config.seed,
+        label_smoothing=objective.label_smoothing,
+        z_loss=objective.z_loss,
+        candidates=objective.candidates,
     )
     if source is not None:
         load_weights(model, source.weights(), source=str(source.folder))

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import webdataset as wds
@@ -19,12 +19,16 @@ from tests.benchmarks.material import Material
 from tests.benchmarks.report import Figure, Outcome
 from tests.benchmarks.timing import Contender, paired_ratio, race
 from trainer.config import Config, DataConfig, TrainConfig
+from trainer.objective_config import ObjectiveConfig
 
 ROW_TOKENS = 512
 BATCH_ROWS = 32
 _TARGET_TOKENS_A_SECOND = 5_000_000.0
 _SHUFFLED_DOCUMENTS = 1000
+_LEAST_WHOLE_WORD_SHARE = 0.5
 _OURS = "bertline, packed and masked"
+_WHOLE_WORD = "bertline, whole words masked"
+_SPANS = "bertline, spans masked"
 _WEBDATASET = "webdataset + group_texts + HF collator"
 _COLLATOR_TENSORS = "HF collator alone, rows as tensors"
 _COLLATOR_LISTS = "HF collator alone, rows as lists"
@@ -37,6 +41,10 @@ def measure_loader(material: Material, *, rounds: int, seconds: float = 1.0) -> 
     """
     torch.manual_seed(0)
     ours = _OwnLoader(material.shards)
+    others = {
+        _WHOLE_WORD: _OwnLoader(material.shards, masking="whole_word"),
+        _SPANS: _OwnLoader(material.shards, masking="span"),
+    }
     with tempfile.TemporaryDirectory(prefix="bertline-bench-") as folder:
         tar = Path(folder) / "documents-000000.tar"
         _write_samples(tar, material=material)
@@ -46,6 +54,7 @@ def measure_loader(material: Material, *, rounds: int, seconds: float = 1.0) -> 
         tensors = [torch.from_numpy(row) for row in ready]
         contenders = [
             Contender(_OURS, ours.epoch),
+            *(Contender(name, loader.epoch) for name, loader in others.items()),
             Contender(_WEBDATASET, _consumer(_webdataset_batches(tar, collate=collate))),
             Contender(_COLLATOR_TENSORS, lambda: _tokens(collate(list(tensors)))),
             Contender(_COLLATOR_LISTS, lambda: _tokens(collate(list(lists)))),
@@ -53,17 +62,21 @@ def measure_loader(material: Material, *, rounds: int, seconds: float = 1.0) -> 
         try:
             rates = race(contenders, rounds=rounds, seconds=seconds, label="loader")
         finally:
-            ours.close()
+            for loader in (ours, *others.values()):
+                loader.close()
     own = rates[_OURS]
-    ratios = [
-        Figure(f"bertline ÷ {name}", paired_ratio(own, theirs)) for name, theirs in rates.items() if name != _OURS
+    peers = {name: theirs for name, theirs in rates.items() if name not in (_OURS, *others)}
+    ratios = [Figure(f"bertline ÷ {name}", paired_ratio(own, theirs)) for name, theirs in peers.items()]
+    shares = [
+        Figure("whole words ÷ tokens masked", paired_ratio(rates[_WHOLE_WORD], own), target=_LEAST_WHOLE_WORD_SHARE),
+        Figure("spans ÷ tokens masked", paired_ratio(rates[_SPANS], own)),
     ]
     speed = Figure("ready tokens a core", median(own), target=_TARGET_TOKENS_A_SECOND, unit="tokens/s")
     return Outcome(
         title=f"Loader: rows of {ROW_TOKENS}, batches of {BATCH_ROWS}, one core",
         unit="tokens",
         rates=rates,
-        figures=(speed, *ratios, Figure("share of a row that is not padding", ours.fill, unit="")),
+        figures=(speed, *ratios, *shares, Figure("share of a row that is not padding", ours.fill, unit="")),
         remarks=("bertline's turn is a whole epoch, reading and packing of every block included",),
     )
 
@@ -71,10 +84,11 @@ def measure_loader(material: Material, *, rounds: int, seconds: float = 1.0) -> 
 class _OwnLoader:
     """Our training loader, consumed an epoch at a time, as one process of one trains from it."""
 
-    def __init__(self, shards: Path) -> None:
+    def __init__(self, shards: Path, *, masking: Literal["token", "whole_word", "span"] = "token") -> None:
         config = Config(
             name="bench",
             data=DataConfig(shards=str(shards), max_seq_len=ROW_TOKENS),
+            objective=ObjectiveConfig(masking=masking),
             train=TrainConfig(steps=1, global_batch_size=BATCH_ROWS, micro_batch_size=BATCH_ROWS),
         )
         corpus = open_folder(shards)

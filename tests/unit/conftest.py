@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command_line import LAUNCHER_VARIABLES, Commands
-from small_corpus import made_up_documents, small_tokenizer, write_lines
+from small_corpus import made_up_documents, made_up_sentences, small_tokenizer, write_lines
 
 from data_pipeline.build import build_shards
+from data_pipeline.tokenizer import train_tokenizer
 from trainer.topology import topology_from_env
 
 if TYPE_CHECKING:
@@ -59,6 +60,25 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_shards(
         [text],
         tokenizer=small_tokenizer(),
+        out=folder / "shards",
+        workers=1,
+        block_tokens=512,
+        shard_tokens=2048,
+        validation_fraction=0.1,
+        progress=False,
+    )
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def sentence_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 400 documents of several sentences each, one in ten held out; nobody may change them."""
+    folder = tmp_path_factory.mktemp("sentences")
+    text = write_lines(folder / "text.txt", made_up_sentences(400))
+    train_tokenizer([text], out=folder / "tokenizer", vocab_size=300, progress=False)
+    build_shards(
+        [text],
+        tokenizer=folder / "tokenizer",
         out=folder / "shards",
         workers=1,
         block_tokens=512,

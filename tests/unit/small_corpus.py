@@ -24,6 +24,16 @@ def made_up_documents(count: int, *, seed: int = 0, words: int = 30) -> list[str
     ]
 
 
+def made_up_sentences(count: int, *, seed: int = 0) -> list[str]:
+    """Distinct documents of two to six sentences."""
+    generator = random.Random(seed)
+    sentences = iter(made_up_documents(6 * count, seed=seed, words=6))
+    return [
+        " ".join(f"{next(sentences)}{generator.choice('.!?')}" for _ in range(generator.randint(2, 6)))
+        for _ in range(count)
+    ]
+
+
 def write_lines(path: Path, lines: list[str]) -> Path:
     """Write lines of text and give the path back."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

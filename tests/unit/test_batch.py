@@ -4,6 +4,7 @@ import numpy as np
 
 from data_pipeline.batch import assemble, frame_rows
 from data_pipeline.packing import plan_rows
+from data_pipeline.sequences import plain_sequences
 
 CLS, SEP, PAD = 2, 3, 0
 
@@ -11,7 +12,7 @@ CLS, SEP, PAD = 2, 3, 0
 def packed_block(lengths, *, max_seq_len=8, packing="packed"):
     tokens = np.concatenate([np.arange(n) + 100 * (d + 1) for d, n in enumerate(lengths)]).astype(np.uint16)
     plan = plan_rows(lengths, max_seq_len=max_seq_len, packing=packing, seed=0, phase=0, epoch=0, block=0)
-    return frame_rows(tokens, plan, cls_id=CLS, sep_id=SEP)
+    return frame_rows(tokens, plain_sequences(plan), cls_id=CLS, sep_id=SEP)
 
 
 def test_pieces_are_framed_and_keep_their_tokens_in_order():
@@ -48,3 +49,10 @@ def test_a_batch_of_empty_rows_is_all_padding():
     batch = assemble(np.array([-1, -1]), [None, None], max_seq_len=4, pad_id=PAD)
     assert batch.tokens == 0
     assert batch.document_ids.tolist() == [[0] * 4] * 2
+
+
+def test_without_pairs_and_stored_words_a_batch_has_neither():
+    batch = assemble(np.array([0]), [(packed_block([6]), 0)], max_seq_len=8, pad_id=PAD)
+    assert (batch.word_starts, batch.token_type_ids, batch.pair_labels) == (None, None, None)
+    assert set(batch.model_inputs()) == {"input_ids", "position_ids", "document_ids", "labels"}
+    assert batch.term_counts() == {"mlm": 0}

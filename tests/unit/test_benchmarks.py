@@ -162,7 +162,8 @@ def test_the_loader_benchmark_measures_all_contenders(material: Material) -> Non
     figures = {figure.name: figure for figure in outcome.figures}
     assert figures["ready tokens a core"].target == 5e6
     assert 0.8 < figures["share of a row that is not padding"].value <= 1.0
-    assert len(outcome.rates) == 4
+    assert figures["whole words ÷ tokens masked"].target == 0.5
+    assert len(outcome.rates) == 6
 
 
 def test_the_step_benchmark_measures_each_stage_against_each_peer(material: Material) -> None:

@@ -76,6 +76,27 @@ def test_a_section_refuses_what_breaks_its_rule(model, values, message):
         ({"objective": {"z_loss": -1.0}}, "greater than or equal to 0"),
         ({"model": {"embedding_dropout": 1.0}}, "less than 1"),
         ({"name": "../up"}, "String should match pattern"),
+        ({"objective": {"pairs": "sop"}, "model": {"type_vocab_size": 1}}, "needs two token types"),
+        (
+            {"objective": {"pairs": "nsp", "negatives": 102}},
+            r"data\.max_seq_len=512 is too short for objective\.negatives=102: a row holds 103 .* 515 together",
+        ),
+        (
+            {"objective": {"mask_rate": {"start": 0.3, "end": 0.15, "rows": 81}}},
+            r"objective\.mask_rate\.rows=81 is more than its steps have: steps × global_batch_size = 80 rows; use at",
+        ),
+        (
+            {"objective": {"mask_rate": 0.8, "masking": "span"}},
+            r"objective\.mask_rate=0\.8 is too high for objective\.masking=span, .* use at most 0\.75",
+        ),
+        (
+            {"phases": [{"steps": 4}, {"steps": 6, "mask_rate": {"start": 0.3, "end": 0.15, "rows": 49}}]},
+            r"phases\[1\]\.mask_rate\.rows=49 is more than its steps have: steps × global_batch_size = 48 rows",
+        ),
+        (
+            {"objective": {"pairs": "nsp", "negatives": 3}, "phases": [{"steps": 4, "max_seq_len": 16}, {"steps": 6}]},
+            r"phases\[0\]\.max_seq_len=16 is too short for objective\.negatives=3: a row holds 4 .* 20 together",
+        ),
     ],
 )
 def test_sections_that_disagree_are_refused(changes, message):
@@ -109,8 +130,21 @@ def test_the_data_hash_follows_what_decides_a_row_and_nothing_else():
         {"data": {**data, "packing": "padded"}},
         {"data": {**data, "lanes": 480}},
         {"objective": {"mask_rate": 0.3}},
+        {"objective": {"mask_rate": {"start": 0.3, "rows": 80}}},
+        {"objective": {"masking": "span"}},
+        {"objective": {"masking": "whole_word"}},
+        {"objective": {"pairs": "nsp"}},
+        {"objective": {"pairs": "sop"}},
+        {"objective": {"pairs": "nsp", "negatives": 2}},
+        {"data": {**data, "augmentation": {"swap": 0.1}}},
+        {"data": {**data, "augmentation": {"swap": 0.1, "level": "sentence"}}},
     ):
         assert data_config_hash(config(**other)) != base
+
+
+def test_the_weight_of_the_pairs_changes_no_row():
+    one, two = (config(objective={"pairs": "sop", "pair_weight": weight}) for weight in (1.0, 2.0))
+    assert data_config_hash(one) == data_config_hash(two)
 
 
 def test_one_path_of_text_may_be_written_without_a_list():

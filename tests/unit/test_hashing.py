@@ -1,6 +1,6 @@
 import numpy as np
 
-from data_pipeline.hashing import derive_key, hash32_grid, hash64, permutation
+from data_pipeline.hashing import derive_key, hash32_grid, hash64, high_half, limit32, low_half, permutation, scaled
 
 
 def test_hash64_is_splitmix64():
@@ -39,3 +39,12 @@ def test_permutation_holds_every_number_once_and_depends_on_the_key():
     assert np.array_equal(np.sort(first), np.arange(1000))
     assert not np.array_equal(first, second)
     assert np.array_equal(first, permutation(1, 1000))
+
+
+def test_a_draw_is_two_halves_which_are_scaled_to_any_bound():
+    draws = np.array([0x00000001_FFFFFFFF, 0x80000000_00000000], dtype=np.uint64)
+    assert high_half(draws).tolist() == [1, 1 << 31]
+    assert low_half(draws).tolist() == [(1 << 32) - 1, 0]
+    assert scaled(low_half(draws), 10).tolist() == [9, 0]
+    assert scaled(high_half(draws), np.array([7, 7])).tolist() == [0, 3]
+    assert [int(limit32(rate)) for rate in (0.0, 0.5, 1.0)] == [0, 1 << 31, 1 << 32]

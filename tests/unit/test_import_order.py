@@ -12,7 +12,13 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 # One line a level, lowest first. A name ending in .* is a whole folder, except for what is named by itself.
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
-    ("trainer.strict_model", "trainer.optimizer_config", "trainer.schedule_config"),
+    (
+        "trainer.strict_model",
+        "trainer.optimizer_config",
+        "trainer.schedule_config",
+        "trainer.objective_config",
+        "trainer.augmentation_config",
+    ),
     (
         "trainer.data_config",
         "trainer.train_config",

@@ -193,7 +193,7 @@ def test_a_damaged_block_fails_the_step_that_needs_it_by_name(shards: Path, tmp_
         (
             "data_config_hash",
             "e",
-            r"another data_config_hash \(row length, packing, lanes, weights or masking\): e, now d",
+            r"another data_config_hash \(row length, packing, lanes, weights, objective or augmentation\): e, now d",
         ),
         ("seed", 8, r"another seed \(the seed\): 8, now 7; .*: restore the recipe's seed, or start a new run"),
         ("phase", 1, r"another phase"),

@@ -131,6 +131,32 @@ def test_transformers_loads_every_weight_and_gives_equal_logits(
     assert isinstance(load(transformers.AutoModelForMaskedLM, out), named)
 
 
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_a_model_with_a_pair_head_gives_equal_logits_of_both_heads(
+    norm: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = randomized(create_model(config(norm=norm), seed=0, candidates=1))
+    out = export(model, tokenizer_folder, tmp_path / "out")
+    named = transformers.MegatronBertForPreTraining if norm == "pre" else transformers.BertForPreTraining
+    reference = load(named, out)
+    assert isinstance(load(transformers.AutoModelForPreTraining, out), named)
+    assert json.loads((out / "config.json").read_text())["architectures"] == [named.__name__]
+    with torch.no_grad():
+        packed = model.logits(INPUT_IDS, POSITION_IDS, DOCUMENT_IDS, TOKEN_TYPE_IDS)
+        pairs = model.pair_logits(INPUT_IDS, POSITION_IDS, DOCUMENT_IDS, TOKEN_TYPE_IDS)
+        for number, (row, start, end) in enumerate(DOCUMENTS):
+            ids, types = (part[row : row + 1, start:end] for part in (INPUT_IDS, TOKEN_TYPE_IDS))
+            alone = reference(ids, token_type_ids=types)
+            assert_close(packed[row, start:end], alone.prediction_logits[0])
+            assert_close(pairs[number], alone.seq_relationship_logits[0])
+        padded, types = torch.tensor([[2, 6, 3, 7, 3, 0], [2, 9, 3, 6, 11, 3]]), torch.tensor([[0, 0, 0, 1, 1, 0]] * 2)
+        attended, places = (padded > 0).long(), torch.arange(6).expand(2, 6)
+        theirs = reference(padded, attention_mask=attended, token_type_ids=types)
+        assert_close(model.pair_logits(padded, places, attended, types), theirs.seq_relationship_logits)
+        ours = model.logits(padded, places, attended, types)
+        assert_close(ours[padded > 0], theirs.prediction_logits[padded > 0])
+
+
 def test_a_plain_bert_model_takes_the_encoder_and_leaves_the_head(tokenizer_folder: Path, tmp_path: Path) -> None:
     model = randomized(create_model(config(), seed=0))
     out = export(model, tokenizer_folder, tmp_path / "out")

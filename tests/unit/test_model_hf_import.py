@@ -89,9 +89,19 @@ def test_what_was_exported_comes_back_the_same(changes: dict[str, Any], tokenize
     assert imported.config == config
     model = create_model(config, seed=0)
     assert_equal_weights(imported.weights, dict(model.named_parameters()))
-    assert imported.missing == ("pooler",)
-    assert imported.dropped == ()
+    assert imported.missing == ("pooler", "pair_head")
     load_weights(BertForMaskedLanguageModel(imported.config), imported.weights, source="the import")
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_a_model_with_a_pair_head_comes_back_the_same(norm: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"norm": norm})
+    model = create_model(config, seed=0, candidates=1)
+    export_hf(model.state_dict(), config=config, tokenizer_folder=tokenizer_folder, out=tmp_path / "x", max_seq_len=12)
+    imported = import_hf(tmp_path / "x")
+    assert imported.missing == ()
+    load_weights(create_model(config, seed=1, candidates=1), imported.weights, source="the import")
+    assert_equal_weights(imported.weights, dict(model.named_parameters()))
 
 
 def test_old_names_and_a_next_sentence_head_are_read(folder: Path) -> None:
@@ -113,8 +123,9 @@ def test_old_names_and_a_next_sentence_head_are_read(folder: Path) -> None:
     )
     edit_config(folder, architectures=["BertForPreTraining"])
     imported = import_hf(folder)
-    assert_equal_weights(imported.weights, expected)
-    assert imported.dropped == ("cls.seq_relationship.bias", "cls.seq_relationship.weight")
+    pair_head = {"pair_head.weight": torch.ones(2, 16), "pair_head.bias": torch.ones(2)}
+    assert_equal_weights(imported.weights, {**expected, **pair_head})
+    assert imported.missing == ("pooler",)
 
 
 def test_a_decoder_bias_under_its_second_name_alone_is_read(folder: Path) -> None:
@@ -221,7 +232,7 @@ def test_missing_and_damaged_files_are_refused_in_one_line(folder: Path, tmp_pat
 def test_real_weights_give_the_hidden_states_and_pooler_of_transformers() -> None:
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'bertline[hf]'")
     imported = import_hf(REAL)
-    assert imported.missing == ("head",)
+    assert imported.missing == ("head", "pair_head")
     model = BertWithPooler(imported.config).eval()
     load_weights(model, imported.weights, source="the import")
     reference = transformers.BertModel.from_pretrained(REAL).eval()

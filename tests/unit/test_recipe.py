@@ -132,6 +132,12 @@ def test_an_override_below_something_that_is_no_section_reports_the_file():
         parse(RECIPE + "model: 5\n", "model.norm=pre")
 
 
+def test_an_override_inside_what_the_recipe_writes_as_one_number_is_not_lost():
+    with pytest.raises(UserError, match=r"one value for objective\.mask_rate, no keys; set objective\.mask_rate as a"):
+        parse(RECIPE + "objective: {mask_rate: 0.3}\n", "objective.mask_rate.end=0.1")
+    assert parse(RECIPE, "objective.mask_rate=0.3").objective.mask_rate.end == 0.3
+
+
 @given(CONFIGS)
 def test_a_dumped_config_loads_back_equal(config):
     assert parse_recipe(dump_config(config), source="dump") == config

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.corpus import Corpus, open_folder
-from data_pipeline.from_recipe import loader_for, masker_for
+from data_pipeline.from_recipe import loader_for
 from data_pipeline.manifest import load_manifest
+from data_pipeline.objective import masker_for
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.recipe import load_recipe
@@ -46,7 +47,7 @@ def test_the_vocabulary_is_the_tokenizers_or_a_larger_one(tiny_recipe: Path, sha
 
 
 def test_training_and_validation_are_masked_by_seeds_of_their_own(tiny_recipe: Path, shards: Path) -> None:
-    config, manifest = resolve(load_recipe(str(tiny_recipe)), load_manifest(shards)), load_manifest(shards)
+    config = resolve(load_recipe(str(tiny_recipe)), load_manifest(shards))
     first = []
     for seed in (5, 6):
         loader = loader_for(config.model_copy(update={"seed": seed}), open_folder(shards), dp_rank=0, dp_world_size=1)
@@ -54,7 +55,7 @@ def test_training_and_validation_are_masked_by_seeds_of_their_own(tiny_recipe: P
         loader.close()
     assert not np.array_equal(first[0].input_ids, first[1].input_ids)
     plain = first[0]
-    masks = [masker_for(config, manifest, seed=seed).apply(plain).labels for seed in (0, 1)]
+    masks = [masker_for(config, open_folder(shards), seed=seed).apply(plain).labels for seed in (0, 1)]
     assert not np.array_equal(masks[0], masks[1])
     validation = validation_for(config, open_folder(shards))
     other_seed = validation_for(config.model_copy(update={"seed": 6}), open_folder(shards))

@@ -23,7 +23,7 @@ def _run(options: argparse.Namespace) -> int:
     from trainer.evaluate_run import evaluate_run
 
     evaluation = evaluate_run(options.run_dir, which=options.checkpoint, shards=options.shards)
-    result, baseline = evaluation.result.masked, evaluation.baseline
+    result, pairs, baseline = evaluation.result.masked, evaluation.result.pairs, evaluation.baseline
     if options.json:
         figures = {
             "checkpoint": str(evaluation.checkpoint),
@@ -33,6 +33,8 @@ def _run(options: argparse.Namespace) -> int:
             "unigram_entropy": baseline.entropy,
             "most_frequent_rate": baseline.most_frequent_rate,
         }
+        if pairs is not None:
+            figures |= {"pair_loss": pairs.loss, "pair_accuracy": pairs.accuracy, "pairs": pairs.predictions}
         print(json.dumps(figures))
         return 0
     print(f"checkpoint          {evaluation.checkpoint}")
@@ -40,4 +42,6 @@ def _run(options: argparse.Namespace) -> int:
     print(f"unigram entropy     {baseline.entropy:.4f} nats: {baseline.entropy - result.loss:+.4f} above the loss")
     print(f"masked accuracy     {result.accuracy:.1%} of {result.predictions} masked tokens")
     print(f"most frequent token {baseline.most_frequent_rate:.1%}")
+    if pairs is not None:
+        print(f"pair loss, accuracy {pairs.loss:.4f} nats, {pairs.accuracy:.1%} of {pairs.predictions} pairs")
     return 0

@@ -24,6 +24,4 @@ def _run(options: argparse.Namespace) -> int:
     print(f"{options.out}: {imported.config.num_layers} layers of {imported.config.hidden_size}, {parameters} weights")
     for part in imported.missing:
         print(f"without {part}: {options.folder} holds no weights for it")
-    for name in imported.dropped:
-        print(f"left out: {name}, which this model has no place for")
     return 0

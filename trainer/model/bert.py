@@ -44,9 +44,7 @@ class BertForMaskedLanguageModel(nn.Module):
         the device. Correct tokens are counted outside training, or as `count_correct` says.
         """
         layout = TokenLayout.from_document_ids(document_ids)
-        targets = layout.to(labels.device).flatten(labels)
-        rows = (targets != IGNORED_LABEL).nonzero().squeeze(1)
-        targets = targets[rows].to(input_ids.device, dtype=torch.int64, non_blocking=True)
+        targets, rows = labelled(layout, labels)
         hidden = self.encoder(
             input_ids,
             position_ids=position_ids,
@@ -55,10 +53,17 @@ class BertForMaskedLanguageModel(nn.Module):
             layout=layout,
             rows=rows.to(input_ids.device, non_blocking=True),
         )
-        logits = self.head(hidden)
-        count_correct = not self.training if count_correct is None else count_correct
-        extra = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss} if self.training else {}
-        return {MASKED_LANGUAGE_MODEL: classification_term(logits, targets, count_correct=count_correct, **extra)}
+        return {MASKED_LANGUAGE_MODEL: self.masked_term(hidden, targets, count_correct=count_correct)}
+
+    def masked_term(self, hidden: Tensor, targets: Tensor, *, count_correct: bool | None) -> LossTerm:
+        """The term `mlm` of hidden states [N, hidden] at positions whose labels are `targets`, [N]."""
+        return classification_term(
+            self.head(hidden),
+            targets.to(hidden.device, dtype=torch.int64, non_blocking=True),
+            count_correct=not self.training if count_correct is None else count_correct,
+            label_smoothing=self.label_smoothing if self.training else 0.0,
+            z_loss=self.z_loss if self.training else 0.0,
+        )
 
     def logits(
         self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, token_type_ids: Tensor | None = None
@@ -73,6 +78,13 @@ class BertForMaskedLanguageModel(nn.Module):
             layout=layout,
         )
         return layout.scatter(self.head(hidden), shape=(input_ids.shape[0], input_ids.shape[1]))
+
+
+def labelled(layout: TokenLayout, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels of a batch [B, S] that count, in the flat order, and their flat positions; both where `labels` are."""
+    targets = layout.to(labels.device).flatten(labels)
+    rows = (targets != IGNORED_LABEL).nonzero().squeeze(1)
+    return targets[rows], rows
 
 
 class BertWithPooler(nn.Module):

@@ -10,17 +10,29 @@ from torch import nn
 
 from trainer.config import ModelConfig
 from trainer.model.bert import BertForMaskedLanguageModel
+from trainer.model.pretraining import BertForPreTraining
 
 
 def create_model(
-    config: ModelConfig, *, seed: int, label_smoothing: float = 0.0, z_loss: float = 0.0
+    config: ModelConfig,
+    *,
+    seed: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    candidates: int | None = None,
 ) -> BertForMaskedLanguageModel:
     """A model on the CPU whose weights are a pure function of (config, seed); torch's global generator is untouched.
 
-    Every rank calls it and gets the same weights. UserError where `config.vocab_size` is not set.
+    It has a pair head where a pair prediction is made from so many `candidates`. Every rank calls it and gets the
+    same weights. UserError where `config.vocab_size` is not set.
     """
     with torch.random.fork_rng(devices=[]):
-        model = BertForMaskedLanguageModel(config, label_smoothing=label_smoothing, z_loss=z_loss)
+        extra = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        model = (
+            BertForMaskedLanguageModel(config, **extra)
+            if candidates is None
+            else BertForPreTraining(config, candidates=candidates, **extra)
+        )
     initialize_weights(model, std=config.initializer_range, seed=seed)
     return model
 

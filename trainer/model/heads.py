@@ -1,4 +1,4 @@
-"""What stands on the encoder in pretraining: the masked-language-model head and the pooler."""
+"""What stands on the encoder in pretraining: the masked-language-model head, the pooler and the pair head."""
 
 from __future__ import annotations
 
@@ -39,3 +39,10 @@ class Pooler(nn.Module):
         """[num_docs, hidden] -> [num_docs, hidden]."""
         pooled: Tensor = self.dense(first_tokens).tanh()
         return pooled
+
+
+class PairHead(nn.Linear):
+    """Scores of a pooled pair for "B belongs here" (0) and "it does not" (1) (Devlin et al. 2019, section 3.1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, 2)

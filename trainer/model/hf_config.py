@@ -16,6 +16,7 @@ CLASS_PREFIXES: dict[str, str] = {"post": "Bert", "pre": "MegatronBert"}
 _IMPORTED_CLASSES = {
     prefix + suffix for prefix in CLASS_PREFIXES.values() for suffix in ("Model", "ForMaskedLM", "ForPreTraining")
 }
+Suffix = Literal["Model", "ForMaskedLM", "ForPreTraining"]
 _ACTIVATION_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 _ACTIVATIONS = {**{hf: own for own, hf in _ACTIVATION_NAMES.items()}, "gelu_new": "gelu_tanh"}
 _FIELDS = {
@@ -41,7 +42,7 @@ _FIXED_VALUES: dict[str, Any] = {
 }
 
 
-def to_hf_config(config: ModelConfig, *, suffix: Literal["Model", "ForMaskedLM"], dtype: str) -> dict[str, Any]:
+def to_hf_config(config: ModelConfig, *, suffix: Suffix, dtype: str) -> dict[str, Any]:
     """`config.json`'s content for the class named by `suffix`, weights stored as `dtype` ("float32", ...)."""
     return {
         "architectures": [CLASS_PREFIXES[config.norm] + suffix],

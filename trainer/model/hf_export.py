@@ -14,9 +14,11 @@ from torch import Tensor
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.model.encoder import sinusoidal_table
-from trainer.model.hf_config import to_hf_config
+from trainer.model.hf_config import Suffix, to_hf_config
 from trainer.model.hf_names import (
     DECODER_BIAS,
+    HEAD_PARTS,
+    PAIR_WEIGHT,
     POSITION_WEIGHT,
     TIED_WEIGHT,
     WORD_WEIGHT,
@@ -34,10 +36,11 @@ def export_hf(
 ) -> None:
     """Write config, weights, tokenizer and a model card into `out`, whole or not at all; called on one rank.
 
-    `model_state` is a model's `state_dict`: the encoder, with the MLM head, the pooler, both or neither.
-    The folder holds a (Megatron)BertForMaskedLM where there is a head, else a (Megatron)BertModel. A former
-    export in `out` is replaced. UserError for weights that do not fit `config`, for a tokenizer that cannot be
-    expressed or is larger than the vocabulary, and for an `out` that holds something else.
+    `model_state` is a model's `state_dict`: the encoder, with any of MLM head, pooler and pair head. The folder holds
+    a (Megatron)BertForPreTraining where there are all three, a (Megatron)BertForMaskedLM where there is an MLM head
+    but no pair head, else a (Megatron)BertModel. A former export in `out` is replaced. UserError for weights that do
+    not fit `config`, for a tokenizer that cannot be expressed or is larger than the vocabulary, and for an `out` that
+    holds something else.
     """
     _check_out(out)
     weights = _stored_weights(model_state, config)
@@ -75,7 +78,7 @@ def _stored_weights(model_state: Mapping[str, Tensor], config: ModelConfig) -> d
     if tied is not None and WORD_WEIGHT in weights and not torch.equal(tied, weights[WORD_WEIGHT]):
         raise UserError(f"{TIED_WEIGHT} differs from {WORD_WEIGHT}: the MLM decoder must be the word embedding itself")
     shapes = weight_shapes(config)
-    absent = {part for part in ("head", "pooler") if not any(name.startswith(f"{part}.") for name in weights)}
+    absent = {part for part in HEAD_PARTS if not any(name.startswith(f"{part}.") for name in weights)}
     expected = {name: shape for name, shape in shapes.items() if name.partition(".")[0] not in absent}
     if config.positions == "sinusoidal" and POSITION_WEIGHT not in weights and WORD_WEIGHT in weights:
         weights[POSITION_WEIGHT] = sinusoidal_table(config).to(weights[WORD_WEIGHT].dtype)
@@ -101,7 +104,7 @@ def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Pat
     # In a BertForMaskedLM the encoder is the part named `bert`; a BertModel is that part itself.
     prefix = "bert." if has_head else ""
     stored = {
-        names[name] if name.startswith("head.") else prefix + names[name]: weight.contiguous()
+        names[name] if names[name].startswith("cls.") else prefix + names[name]: weight.contiguous()
         for name, weight in weights.items()
     }
     try:
@@ -109,9 +112,15 @@ def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Pat
     except SafetensorError as error:
         raise UserError(f"{folder.parent}: the weights could not be written ({error}); is the disk full?") from None
     dtype = str(weights[WORD_WEIGHT].dtype).removeprefix("torch.")
-    content = to_hf_config(config, suffix="ForMaskedLM" if has_head else "Model", dtype=dtype) | _MARK
+    content = to_hf_config(config, suffix=_class_suffix(weights), dtype=dtype) | _MARK
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_model_card(config, content["architectures"][0], weights), encoding="utf-8")
+
+
+def _class_suffix(weights: Mapping[str, Tensor]) -> Suffix:
+    if DECODER_BIAS not in weights:
+        return "Model"
+    return "ForPreTraining" if PAIR_WEIGHT in weights else "ForMaskedLM"
 
 
 def _model_card(config: ModelConfig, architecture: str, weights: Mapping[str, Tensor]) -> str:

@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.model.encoder import sinusoidal_table
 from trainer.model.hf_config import from_hf_config
 from trainer.model.hf_names import (
+    HEAD_PARTS,
     POSITION_WEIGHT,
     check_weights,
     hf_names,
@@ -22,8 +23,6 @@ from trainer.model.hf_names import (
 )
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# The next-sentence head, which this model does not have.
-_NEXT_SENTENCE = "cls.seq_relationship."
 _DECODER = "cls.predictions.decoder."
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
@@ -35,9 +34,7 @@ class ImportedModel(NamedTuple):
     weights: dict[str, Tensor]
     """By parameter name (the tied decoder is the word embedding), types as stored."""
     missing: tuple[str, ...]
-    """Parts without weights in the folder, of "head" and "pooler": they must be trained, nothing is made up."""
-    dropped: tuple[str, ...]
-    """Hugging Face names of weights that this model has no place for: the next-sentence head's."""
+    """Parts without weights in the folder, of `HEAD_PARTS`: they must be trained, nothing is made up."""
 
 
 def import_hf(folder: Path) -> ImportedModel:
@@ -50,19 +47,18 @@ def import_hf(folder: Path) -> ImportedModel:
     path = folder / "config.json"
     config = from_hf_config(_read_json(path), source=path)
     stored = {_modern_name(name): weight for name, weight in _read_weights(folder).items()}
-    dropped = tuple(sorted(name for name in stored if name.startswith(_NEXT_SENTENCE)))
-    stored = {name: weight for name, weight in stored.items() if name not in dropped and name not in _BUFFERS}
+    stored = {name: weight for name, weight in stored.items() if name not in _BUFFERS}
     _drop_tied(stored, folder)
     own_names = {hf: own for own, hf in hf_names(config).items()}
     weights = {own_names.get(name, name): weight for name, weight in stored.items()}
-    missing = tuple(part for part in ("head", "pooler") if not any(name.startswith(f"{part}.") for name in weights))
+    missing = tuple(part for part in HEAD_PARTS if not any(name.startswith(f"{part}.") for name in weights))
     shapes = weight_shapes(config)
     expected = {name: shape for name, shape in shapes.items() if name.partition(".")[0] not in missing}
     check_weights(weights, expected, source=str(folder))
     if torch.equal(weights[POSITION_WEIGHT], sinusoidal_table(config).to(weights[POSITION_WEIGHT].dtype)):
         config = config.model_copy(update={"positions": "sinusoidal"})
         del weights[POSITION_WEIGHT]
-    return ImportedModel(config, weights, missing, dropped)
+    return ImportedModel(config, weights, missing)
 
 
 def _drop_tied(stored: dict[str, Tensor], folder: Path) -> None:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from trainer.config import ModelConfig
 from trainer.errors import UserError
-from trainer.model.bert import BertForMaskedLanguageModel
-from trainer.model.heads import Pooler
+from trainer.model.pretraining import BertForPreTraining
 
 WORD_WEIGHT = "encoder.embeddings.word.weight"
 POSITION_WEIGHT = "encoder.embeddings.position.weight"
 # The decoder is the word embedding's own Parameter: in a state by this second name, never stored twice.
 TIED_WEIGHT = "head.decoder.weight"
 DECODER_BIAS = "head.decoder.bias"
+PAIR_WEIGHT = "pair_head.weight"
 
 _LAYER = {
     "attention.query": "attention.self.query",
@@ -36,12 +36,15 @@ _OUTER_NORM = {
 }
 _HEAD = {"head.dense": "cls.predictions.transform.dense", "head.norm": "cls.predictions.transform.LayerNorm"}
 _POOLER = {"pooler.dense": "pooler.dense"}
+_PAIR_HEAD = {"pair_head": "cls.seq_relationship"}
+# What stands on the encoder; a state may lack any of them.
+HEAD_PARTS = ("head", "pooler", "pair_head")
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
-    """Own name -> Hugging Face's name without `bert.`, for every stored weight of encoder, head and pooler."""
+    """Own name -> Hugging Face's name without `bert.`, for every stored weight of encoder and heads."""
     layer = _LAYER | _LAYER_NORMS[config.norm]
-    modules = _OUTER_NORM[config.norm] | _HEAD | _POOLER
+    modules = _OUTER_NORM[config.norm] | _HEAD | _POOLER | _PAIR_HEAD
     for number in range(config.num_layers):
         modules |= {f"encoder.layers.{number}.{own}": f"encoder.layer.{number}.{hf}" for own, hf in layer.items()}
     names = {f"{own}.{part}": f"{hf}.{part}" for own, hf in modules.items() for part in ("weight", "bias")}
@@ -52,11 +55,10 @@ def hf_names(config: ModelConfig) -> dict[str, str]:
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Own name -> shape, for every stored weight of encoder, head and pooler, positions as a learned table."""
+    """Own name -> shape, for every stored weight of encoder and heads, positions as a learned table."""
     learned = config.model_copy(update={"positions": "learned"})
     with torch.device("meta"):
-        state = BertForMaskedLanguageModel(learned).state_dict()
-        state |= {f"pooler.{name}": weight for name, weight in Pooler(learned).state_dict().items()}
+        state = BertForPreTraining(learned, candidates=1).state_dict()
     return {name: tuple(weight.shape) for name, weight in state.items() if name != TIED_WEIGHT}
 
 

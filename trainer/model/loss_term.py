@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The name under which masked-language modelling stands among a step's terms.
+# The names under which masked-language modelling and sentence pairs stand among a step's terms.
 MASKED_LANGUAGE_MODEL = "mlm"
+SENTENCE_PAIRS = "pairs"
 NOT_COUNTED = -1
 
 
