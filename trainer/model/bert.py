@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
@@ -12,6 +11,13 @@ from trainer.model.layout import TokenLayout
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm, classification_term
 
 IGNORED_LABEL = -100
+
+
+def predicted_rows(layout: TokenLayout, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions of the [B, S] `labels` that count, and these labels: [R] int64 each, on the labels' device."""
+    flat = layout.flatten(labels)
+    rows = (flat != IGNORED_LABEL).nonzero().squeeze(1)
+    return rows, flat[rows].long()
 
 
 class BertForMaskedLanguageModel(nn.Module):
@@ -44,9 +50,8 @@ class BertForMaskedLanguageModel(nn.Module):
         the device. Correct tokens are counted outside training, or as `count_correct` says.
         """
         layout = TokenLayout.from_document_ids(document_ids)
-        targets = layout.to(labels.device).flatten(labels)
-        rows = (targets != IGNORED_LABEL).nonzero().squeeze(1)
-        targets = targets[rows].to(input_ids.device, dtype=torch.int64, non_blocking=True)
+        rows, targets = predicted_rows(layout.to(labels.device), labels)
+        targets = targets.to(input_ids.device, non_blocking=True)
         hidden = self.encoder(
             input_ids,
             position_ids=position_ids,
