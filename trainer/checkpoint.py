@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from trainer.checkpoint_files import (
     STATE_FILE,
     FileRecord,
@@ -17,11 +15,8 @@ from trainer.checkpoint_files import (
     remove_folder,
     seal,
     write_json,
-    write_partition,
 )
 from trainer.errors import UserError
-from trainer.fragments import EngineState
-from trainer.topology import Topology
 
 LATEST = "latest"
 BEST = "best"
@@ -34,7 +29,7 @@ def step_folder_name(step: int) -> str:
 
 
 class CheckpointStore:
-    """The folder `checkpoints/` of a run. Reading is for any process; `save` is collective."""
+    """The folder `checkpoints/` of a run; `trainer.checkpoint_writer` writes into it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -92,76 +87,33 @@ class CheckpointStore:
             return None
         return int(match.group(1)) if match and int(match.group(1)) in self.steps() else None
 
-    def save(
-        self,
-        step: int,
-        engine_state: EngineState,
-        *,
-        state: dict[str, Any],
-        topology: Topology,
-        keep_last: int,
-        best_step: int | None,
+    def temporary(self, step: int) -> Path:
+        """Where a step's checkpoint is put together before it gets its name."""
+        return self.folder / f".saving-{step_folder_name(step)}"
+
+    def prepare(self, step: int) -> None:
+        """Make an empty folder to put a checkpoint together in, and remove what crashes left; one process calls it."""
+        for leftover in self.folder.glob(".saving-*"):
+            remove_folder(leftover)
+        self.temporary(step).mkdir(parents=True)
+
+    def publish(
+        self, step: int, records: list[FileRecord], *, state: dict[str, Any], keep_last: int, best_step: int | None
     ) -> None:
-        """Write a checkpoint from all ranks' parts, flip the pointers and remove what is no longer kept.
+        """Seal the folder, give it its name, flip the pointers, remove what is no longer kept; one process calls it."""
+        temporary = self.temporary(step)
+        seal(temporary, [*records, write_json(temporary / STATE_FILE, state)])
+        remove_folder(self.path(step))
+        temporary.rename(self.path(step))
+        fsync_path(self.folder)
+        self._point(LATEST, step)
+        if best_step in self.steps() and best_step != self.best_step():
+            self._point(BEST, best_step)
+        self._rotate(step, keep_last=keep_last)
 
-        `best_step` is the step, this one or an earlier one, whose checkpoint is kept apart as the best.
-
-        Collective. Either the whole folder appears under its name or nothing does; what one rank cannot write
-        ends all ranks with one UserError and leaves the earlier checkpoints as they are.
-        """
-        is_main = topology.rank == 0
-        temporary = self.folder / f".saving-{step_folder_name(step)}"
-
-        def prepare() -> list[FileRecord]:
-            if is_main:
-                for leftover in self.folder.glob(".saving-*"):
-                    remove_folder(leftover)
-                temporary.mkdir(parents=True)
-            return []
-
-        def write_own_part() -> list[FileRecord]:
-            return [
-                write_partition(temporary, engine_state.tensors, rank=topology.rank, world_size=topology.world_size)
-            ]
-
-        def publish() -> list[FileRecord]:
-            if is_main:
-                whole_state = {**state, "step": step, "engine": engine_state.shared}
-                seal(temporary, [*records, write_json(temporary / STATE_FILE, whole_state)])
-                remove_folder(self.path(step))
-                temporary.rename(self.path(step))
-                fsync_path(self.folder)
-                self._point(LATEST, step)
-                if best_step in self.steps() and best_step != self.best_step():
-                    self._point(BEST, best_step)
-                self._rotate(step, keep_last=keep_last)
-            return []
-
-        records: list[FileRecord] = []
-        for stage in (prepare, write_own_part, publish):
-            records += self._together(stage, step=step, topology=topology, temporary=temporary)
-
-    def _together(
-        self, stage: Callable[[], list[FileRecord]], *, step: int, topology: Topology, temporary: Path
-    ) -> list[FileRecord]:
-        """Run one stage on every rank; all go on with all results, or all stop with the first failure."""
-        failure, result = None, []
-        try:
-            result = stage()
-        except OSError as error:
-            failure = f"{error.strerror or error}: {error.filename or temporary}"
-        outcomes: list[Any] = [None] * topology.world_size
-        dist.all_gather_object(outcomes, (failure, result))
-        failures = [(rank, outcome[0]) for rank, outcome in enumerate(outcomes) if outcome[0]]
-        if failures:
-            if topology.rank == 0:
-                remove_folder(temporary)
-            rank, what = failures[0]
-            raise UserError(
-                f"the checkpoint of step {step} could not be written (rank {rank}): {what}; earlier checkpoints are "
-                "untouched: free space or mend the folder, and start again to resume"
-            )
-        return [record for _, records in outcomes for record in records]
+    def discard(self, step: int) -> None:
+        """Remove a checkpoint that could not be finished."""
+        remove_folder(self.temporary(step))
 
     def _point(self, pointer: str, step: int) -> None:
         temporary = self.folder / f".{pointer}.tmp"

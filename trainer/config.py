@@ -84,6 +84,16 @@ class EngineConfig(StrictModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
+class ParallelConfig(StrictModel):
+    """How the model is spread: over pipeline stages (Huang et al. 2019), and with what kept for the backward pass.
+
+    `activation_checkpointing` keeps each layer's input only and computes the layer again (Chen et al. 2016).
+    """
+
+    num_stages: PositiveInt = 1
+    activation_checkpointing: bool = False
+
+
 class EvaluationConfig(StrictModel):
     """Validation loss over the first `max_rows` rows of the validation part, masks fixed by `seed`."""
 
@@ -136,6 +146,7 @@ class Config(StrictModel):
     train: TrainConfig
     phases: list[PhaseConfig] = Field(default_factory=list)
     engine: EngineConfig = EngineConfig()
+    parallel: ParallelConfig = ParallelConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     stability: StabilityConfig | None = None
@@ -157,6 +168,17 @@ class Config(StrictModel):
         if self.checkpoint.weights_only and self.stability is not None and self.stability.on_spike == "rollback":
             raise ValueError(
                 "stability.on_spike=rollback needs the optimiser's state, which checkpoint.weights_only=true leaves out"
+            )
+        units = self.model.num_layers + 2
+        if self.parallel.num_stages > units:
+            raise ValueError(
+                f"parallel.num_stages={self.parallel.num_stages} leaves a stage empty: model.num_layers="
+                f"{self.model.num_layers}, the embeddings and the head fill {units} at most"
+            )
+        if self.parallel.num_stages > 1 and self.objective.pairs != "none":
+            raise ValueError(
+                f"parallel.num_stages={self.parallel.num_stages} does not go with objective.pairs={self.objective.pairs}: "
+                "the pipeline's last stage has no pair head; use one stage, or train without pairs"
             )
         check_length(self.schedule, total_steps=self.train.steps)
         return self

@@ -49,6 +49,7 @@ def build_ds_config(
         "gradient_clipping": config.optimizer.max_grad_norm,
         "zero_optimization": {**file.zero_optimization.model_dump(exclude_none=True), "stage": zero_stage},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the recipe's optimiser runs on the processor too
         "communication_data_type": file.communication_data_type,
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
@@ -105,8 +106,13 @@ def _check_agreement(
         )
     if num_stages > 1 and zero_stage > 1:
         raise UserError(
-            f"{path}: zero_optimization.stage={zero_stage} cannot be joined with num_stages={num_stages}: "
+            f"{path}: zero_optimization.stage={zero_stage} cannot be joined with parallel.num_stages={num_stages}: "
             "a pipeline keeps its gradients whole until the step; use stage 0 or 1"
+        )
+    if num_stages > 1 and file.zero_optimization.overlap_comm:
+        raise UserError(
+            f"{path}: zero_optimization.overlap_comm=true has no effect with parallel.num_stages={num_stages}: a "
+            "pipeline reduces gradients behind its last backward pass; set it to false"
         )
 
 

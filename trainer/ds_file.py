@@ -33,6 +33,13 @@ Count = Annotated[int, Field(ge=0)]
 EvenCount = Annotated[int, Field(gt=0, multiple_of=2)]
 
 
+class OffloadSection(StrictModel):
+    """Where optimiser state and fp32 weights lie instead of on the device (Ren et al. 2021), page-locked or not."""
+
+    device: Literal["cpu"]
+    pin_memory: bool = False
+
+
 class ZeroSection(StrictModel):
     """ZeRO (Rajbhandari et al. 2020): the stage, and the sizes and the overlap of its communication.
 
@@ -43,6 +50,7 @@ class ZeroSection(StrictModel):
     stage: Literal[0, 1, 2, 3]
     reduce_bucket_size: PositiveInt = 50_000_000
     allgather_bucket_size: EvenCount = 200_000_000
+    offload_optimizer: OffloadSection | None = None
     overlap_comm: bool | None = None
     contiguous_gradients: bool | None = None
     reduce_scatter: bool | None = None
@@ -57,9 +65,10 @@ class ZeroSection(StrictModel):
 
     @model_validator(mode="after")
     def _keys_have_an_effect(self) -> ZeroSection:
-        idle = sorted(key for key in self.model_fields_set if key.startswith("stage3_"))
+        only_stage_3 = ("stage3_", "offload_optimizer")
+        idle = sorted(key for key in self.model_fields_set if key.startswith(only_stage_3))
         if self.stage != 3 and idle:
-            raise ValueError(f"{', '.join(idle)} would be ignored at stage {self.stage}; remove it or use stage 3")
+            raise ValueError(f"{', '.join(idle)} has no effect here at stage {self.stage}; remove it or use stage 3")
         return self
 
 

@@ -65,13 +65,15 @@ class Fragment:
         return tensor.detach().reshape(-1).narrow(0, self.offset, self.numel)
 
 
-def local_fragments(module: nn.Module, optimizer: Any, *, zero_stage: int, dp_rank: int) -> list[Fragment]:
-    """The fragments this rank holds; at stage 0 every rank holds all of every parameter.
+def local_fragments(
+    parameters: Mapping[str, nn.Parameter], optimizer: Any, *, zero_stage: int, dp_rank: int
+) -> list[Fragment]:
+    """The fragments of named parameters that this rank holds; at stage 0 every rank holds all of each.
 
     `optimizer` is the engine's: DeepSpeed's wrapper at stages 1 to 3, the plain optimiser at stage 0.
     """
     locate = {0: _whole, 1: _of_flat_group, 2: _of_flat_group, 3: _of_subgroup}[zero_stage]
-    found = (locate(name, parameter, optimizer, dp_rank) for name, parameter in module.named_parameters())
+    found = (locate(name, parameter, optimizer, dp_rank) for name, parameter in parameters.items())
     return [fragment for fragment in found if fragment is not None]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from trainer.checkpoint_files import CheckpointReader
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
 from trainer.errors import UserError
 from trainer.flops import model_flops
@@ -25,6 +26,7 @@ from trainer.schedule import learning_rate
 from trainer.setup import Run
 from trainer.step_sums import StepSums, stacked, weighted_mean
 from trainer.throughput import ThroughputMeter
+from trainer.topology import Topology
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PEAK_MEASUREMENT_S = 0.3
@@ -39,6 +41,7 @@ class Trainer:
         self._progress = progress
         self._meter = ThroughputMeter()
         self._peak_flops = total_peak_flops(run.runtime, run.ds_plan.precision)
+        self._writer = CheckpointWriter(run.checkpoints, runtime=run.runtime)
         self._saved_at_s = time.monotonic()
         self._saved_step = run.state.step
         self._phases = phases_of(run.config)
@@ -70,6 +73,8 @@ class Trainer:
             with self._meter.paused():
                 if self._evaluate_when_due() or time_to_save:
                     self.save()
+                self._writer.poll()
+        self._writer.wait()
 
     def _learning_rate(self) -> float:
         """The rate of the next update, by the schedule of the run or of its present phase."""
@@ -117,13 +122,14 @@ class Trainer:
             "train/loss_scale": self.run.engine.loss_scale,
             "train/tokens": float(state.tokens),
             **{f"data/tokens/{name}": float(tokens) for name, tokens in state.source_tokens.items()},
-            **_over_ranks(dict(zip(own, speed, strict=True)), ranks=runtime.topology.world_size),
+            **_over_ranks(dict(zip(own, speed, strict=True)), topology=runtime.topology),
             "memory/peak_gib": peak_memory_gib(runtime.device),
             **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
         }
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.report(state.step, metrics=values)
         if not math.isfinite(loss):
+            self._writer.wait()
             place = self.run.engine.locate_non_finite()
             raise UserError(
                 f"the loss of step {state.step} is {loss}{f', {place}' if place else ''}: training diverged; "
@@ -141,6 +147,7 @@ class Trainer:
     def _answer_spike(self, step: int) -> None:
         """Return to the last checkpoint's weights and optimiser, at the present row; or end the run."""
         run = self.run
+        self._writer.wait()
         stop = run.spikes is None or run.spikes.on_spike == "stop"
         saved = (
             None if stop else on_main(run.runtime, lambda: run.checkpoints.newest_whole(report=self._progress.message))
@@ -178,6 +185,7 @@ class Trainer:
         state = self.run.state
         tokens = torch.from_numpy(self._uncollected_tokens.copy()).to(self.run.runtime.device)
         dist.all_reduce(tokens)
+        tokens //= self.run.runtime.topology.num_stages  # each stage of a replica has counted the same
         state.tokens += int(tokens.sum())
         if len(self._sources) > 1:
             for name, of_source in zip(self._sources, tokens.tolist(), strict=True):
@@ -204,10 +212,13 @@ class Trainer:
         return state.offer_best(result.loss)
 
     def save(self) -> None:
-        """Write a checkpoint of the present step."""
+        """Begin to write a checkpoint of the present step: copied to host memory now, written beside the training."""
         run = self.run
         self._collect_tokens()
-        run.checkpoints.save(
+        began_s = time.monotonic()
+        # First, so that host memory holds one copy of the state at a time.
+        self._writer.wait()
+        self._writer.start(
             run.state.step,
             run.engine.state(weights_only=run.config.checkpoint.weights_only),
             state={
@@ -218,19 +229,24 @@ class Trainer:
                 "precision": run.ds_plan.precision,
                 "zero_stage": run.ds_plan.zero_stage,
                 "world_size": run.runtime.topology.world_size,
+                "num_stages": run.runtime.topology.num_stages,
                 "shards": [str(source.folder.absolute()) for source in run.corpus.sources],
             },
-            topology=run.runtime.topology,
             keep_last=run.config.checkpoint.keep_last,
             best_step=run.state.best_step,
         )
         self._saved_at_s = time.monotonic()
+        stall = {"time/checkpoint_stall_s": self._saved_at_s - began_s}
+        self._metrics.write(stall, step=run.state.step, applied_steps=run.state.applied_steps)
         self._saved_step = run.state.step
 
 
-def _over_ranks(sums: dict[str, float], *, ranks: int) -> dict[str, float]:
-    """Figures summed over ranks as figures of the job: rates add up, times and shares are means."""
-    return {key: value if key.startswith("throughput/") else value / ranks for key, value in sums.items()}
+def _over_ranks(sums: dict[str, float], *, topology: Topology) -> dict[str, float]:
+    """Figures summed over ranks as figures of the job: rates of replicas add up, times and shares are means."""
+    return {
+        key: value / (topology.num_stages if key.startswith("throughput/") else topology.world_size)
+        for key, value in sums.items()
+    }
 
 
 def total_peak_flops(runtime: Runtime, precision: str) -> float:

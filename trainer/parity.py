@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.config import Config
@@ -16,16 +16,18 @@ BOUND_BETWEEN_LAYOUTS = {"fp32": 1e-5, "bf16": 5e-4, "fp16": 5e-4}
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One layout: processes, ZeRO stage, precision, micro-batches a step."""
+    """One layout: processes, a file of ds_configs/, precision, micro-batches a step, pipeline stages."""
 
     world_size: int
-    zero_stage: int
+    ds_config: str
     precision: str
     grad_accum_steps: int
+    num_stages: int = 1
 
     def __str__(self) -> str:
+        stages = f"{self.num_stages} stages, " if self.num_stages > 1 else ""
         return (
-            f"{self.world_size} process{'es' if self.world_size > 1 else ''}, ZeRO-{self.zero_stage}, "
+            f"{self.world_size} process{'es' if self.world_size > 1 else ''}, {stages}{self.ds_config}, "
             f"{self.precision}, {self.grad_accum_steps} micro-batch{'es' if self.grad_accum_steps > 1 else ''}"
         )
 
@@ -48,25 +50,24 @@ class Verdict:
 def all_cells(
     *,
     world_sizes: Sequence[int],
-    zero_stages: Sequence[int],
+    ds_configs: Sequence[str],
     precisions: Sequence[str],
     grad_accum_steps: Sequence[int],
+    num_stages: Sequence[int],
 ) -> list[Cell]:
-    """Every combination, the reference (fp32, fewest processes, lowest stage, fewest micro-batches) first.
+    """Every combination, the reference (fp32, fewest processes, first file, fewest micro-batches and stages) first.
 
     UserError for a number that no layout has.
     """
-    for name, numbers in (("world-sizes", world_sizes), ("accumulations", grad_accum_steps)):
+    numbered = {"world-sizes": world_sizes, "accumulations": grad_accum_steps, "num-stages": num_stages}
+    for name, numbers in numbered.items():
         if min(numbers) < 1:
             raise UserError(f"--{name} {min(numbers)} is too small; it must be at least 1")
     cells = {
-        Cell(world_size=world, zero_stage=stage, precision=precision, grad_accum_steps=accumulation)
-        for world, stage, precision, accumulation in itertools.product(
-            world_sizes, zero_stages, precisions, grad_accum_steps
-        )
+        Cell(*values) for values in itertools.product(world_sizes, ds_configs, precisions, grad_accum_steps, num_stages)
     }
     # Without a reference there is nothing to compare with.
-    reference = Cell(min(world_sizes), min(zero_stages), "fp32", min(grad_accum_steps))
+    reference = Cell(min(world_sizes), min(ds_configs), "fp32", min(grad_accum_steps), min(num_stages))
     return [reference, *sorted(cells - {reference})]
 
 
@@ -74,7 +75,7 @@ def cell_config(config: Config, cell: Cell, *, steps: int) -> Config:
     """The recipe in one cell's layout, deterministic parts only; UserError where the batch cannot be split so."""
     if steps < 1:
         raise UserError(f"--steps {steps} leaves nothing to compare; it must be at least 1")
-    rows_at_once = cell.world_size * cell.grad_accum_steps
+    rows_at_once = max(1, cell.world_size // cell.num_stages) * cell.grad_accum_steps
     if config.train.global_batch_size % rows_at_once:
         raise UserError(
             f"train.global_batch_size={config.train.global_batch_size} cannot be split over {cell}: it must be a "
@@ -93,8 +94,9 @@ def cell_config(config: Config, cell: Cell, *, steps: int) -> Config:
     train = config.train.model_copy(
         update={"steps": steps, "micro_batch_size": config.train.global_batch_size // rows_at_once}
     )
-    engine = config.engine.model_copy(update={"ds_config": f"zero{cell.zero_stage}", "precision": cell.precision})
-    return config.model_copy(update={"train": train, "engine": engine})
+    engine = config.engine.model_copy(update={"ds_config": cell.ds_config, "precision": cell.precision})
+    parallel = config.parallel.model_copy(update={"num_stages": cell.num_stages})
+    return config.model_copy(update={"train": train, "engine": engine, "parallel": parallel})
 
 
 def judge(losses: dict[Cell, list[float]], *, reference: Cell) -> list[Verdict]:
@@ -123,20 +125,32 @@ def largest_difference(curve: Sequence[float], reference: Sequence[float]) -> fl
 def markdown_table(verdicts: Sequence[Verdict], *, steps: int) -> str:
     """The verdicts as a table for the docs."""
     lines = [
-        f"| processes | ZeRO stage | precision | micro-batches | to fp32 | between layouts | {steps} steps |",
-        "|---:|---:|---|---:|---:|---:|---|",
+        f"| processes | stages | ZeRO | precision | micro-batches | to fp32 | between layouts | {steps} steps |",
+        "|---:|---:|---|---|---:|---:|---:|---|",
     ]
     for verdict in verdicts:
         cell = verdict.cell
         lines.append(
-            f"| {cell.world_size} | {cell.zero_stage} | {cell.precision} | {cell.grad_accum_steps} | "
-            f"{verdict.to_fp32:.1e} | {verdict.between_layouts:.1e} | {'ok' if verdict.within_bounds else '**off**'} |"
+            f"| {cell.world_size} | {cell.num_stages} | {cell.ds_config} | {cell.precision} | "
+            f"{cell.grad_accum_steps} | {verdict.to_fp32:.1e} | {verdict.between_layouts:.1e} | "
+            f"{'ok' if verdict.within_bounds else '**off**'} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def markdown_page(verdicts: Sequence[Verdict], *, steps: int) -> str:
-    """The table with what it means, as `--table` writes it."""
+def refusal_table(refused: Mapping[Cell, str]) -> str:
+    """The layouts that cannot be, with the reason, in whatever precision and split; empty where there are none."""
+    if not refused:
+        return ""
+    lines = {
+        f"| {cell.world_size} | {cell.num_stages} | {cell.ds_config} | {reason} |"
+        for cell, reason in sorted(refused.items())
+    }
+    return "\n".join(["| processes | stages | ZeRO | refused |", "|---:|---:|---|---|", *sorted(lines)]) + "\n"
+
+
+def markdown_page(verdicts: Sequence[Verdict], refused: Mapping[Cell, str], *, steps: int) -> str:
+    """The tables with what they mean, as `--table` writes them."""
     worst = {
         precision: max(verdict.to_fp32 for verdict in verdicts if verdict.cell.precision == precision)
         for precision in BOUND_TO_FP32
@@ -151,4 +165,5 @@ def markdown_page(verdicts: Sequence[Verdict], *, steps: int) -> str:
         + "\n".join(lines)
         + "\n\n"
         + markdown_table(verdicts, steps=steps)
+        + (f"\nRefused before anything starts:\n\n{refusal_table(refused)}" if refused else "")
     )

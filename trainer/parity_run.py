@@ -8,15 +8,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
 from data_pipeline.corpus import open_corpus
 from data_pipeline.from_recipe import loader_for
 from trainer.config import Config
+from trainer.ds_file import DS_CONFIGS_DIR
 from trainer.errors import UserError, run_command
 from trainer.half_precision import half_precisions
 from trainer.parity import BOUND_TO_FP32, Cell, cell_config
@@ -24,29 +26,51 @@ from trainer.prepare import pin_shards, shard_folders
 from trainer.recipe import dump_config, load_recipe
 from trainer.runtime import Runtime, started
 from trainer.schedule import learning_rate
+from trainer.setting_errors import describe_errors
 from trainer.setup import make_engine, plan_layout, resolve, term_weights_for
+from trainer.show_config import deepspeed_plan_for
 from trainer.step_sums import stacked, weighted_mean
 from trainer.topology import topology_from_env
 
 
 def run_parity(
     config: Config, cells: Sequence[Cell], *, steps: int, report: Callable[[str], None]
-) -> dict[Cell, list[float]]:
-    """Losses of `steps` steps of every cell; called in one process, which launches the others and waits for them."""
-    for cell in cells:
-        cell_config(config, cell, steps=steps)
+) -> tuple[dict[Cell, list[float]], dict[Cell, str]]:
+    """Losses of `steps` steps of every cell that can be, and why the others cannot.
+
+    Called in one process, which launches the others and waits for them. UserError where the first cell, the
+    reference, cannot be.
+    """
     trainable = trainable_precisions()
     for precision in {cell.precision for cell in cells} - {*trainable}:
         raise UserError(f"--precisions {precision}: this machine's devices have {', '.join(trainable)} arithmetic only")
     if left_out := [name for name in BOUND_TO_FP32 if name not in trainable]:
         report(f"parity: without {', '.join(left_out)}, which this machine's devices have no arithmetic for")
+    refused = _refused(config, cells, steps=steps)
+    if cells[0] in refused:
+        raise UserError(f"parity: the reference, {cells[0]}, cannot be: {refused[cells[0]]}")
+    allowed = [cell for cell in cells if cell not in refused]
     pinned = pin_shards(config, shard_folders(config, report=report))
     losses: dict[Cell, list[float]] = {}
-    for world_size in sorted({cell.world_size for cell in cells}):
-        mine = [cell for cell in cells if cell.world_size == world_size]
+    for world_size in sorted({cell.world_size for cell in allowed}):
+        mine = [cell for cell in allowed if cell.world_size == world_size]
         report(f"parity: {len(mine)} cells on {world_size} process(es), {steps} steps each")
         losses.update(_launch(pinned, mine, world_size=world_size, steps=steps))
-    return {cell: losses[cell] for cell in cells}
+    return {cell: losses[cell] for cell in allowed}, refused
+
+
+def _refused(config: Config, cells: Sequence[Cell], *, steps: int) -> dict[Cell, str]:
+    """Why cells cannot be, by the checks that any run passes before it starts."""
+    refused: dict[Cell, str] = {}
+    for cell in cells:
+        values = cell_config(config, cell, steps=steps).model_dump()
+        try:
+            deepspeed_plan_for(Config.model_validate(values), world_size=cell.world_size)
+        except ValidationError as error:
+            refused[cell] = describe_errors(error, root=Config, locate=lambda _: config.name)
+        except UserError as error:
+            refused[cell] = str(error).replace(f"{DS_CONFIGS_DIR}/", "")
+    return refused
 
 
 def trainable_precisions() -> list[str]:
@@ -82,7 +106,8 @@ def cell_losses(config: Config, cell: Cell, *, shards: Sequence[Path], runtime: 
     """Loss of each of the first `steps` steps in one cell; collective."""
     corpus = open_corpus(config.data.all_sources, shards)
     config = resolve(cell_config(config, cell, steps=steps), corpus.manifest)
-    topology = runtime.topology
+    topology = replace(runtime.topology, num_stages=cell.num_stages)
+    runtime = replace(runtime, topology=topology)
     ds_plan = plan_layout(config, runtime=runtime)
     engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
     loader = loader_for(config, corpus, dp_rank=topology.dp_rank, dp_world_size=topology.dp_world_size)

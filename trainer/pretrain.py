@@ -21,13 +21,13 @@ from trainer.progress import ProgressReporter
 from trainer.resume import Resume
 from trainer.run_folder import describe_run
 from trainer.runtime import on_main, started
-from trainer.setup import Run, set_up
+from trainer.setup import Run, plan_layout, set_up
 from trainer.topology import topology_from_env
 
 
 def pretrain(config: Config, *, resume: Resume) -> None:
     """Train as the recipe says; every process that a launcher started calls it with the same arguments."""
-    topology = topology_from_env(os.environ)
+    topology = topology_from_env(os.environ, num_stages=config.parallel.num_stages)
     progress = ProgressReporter(config.train.steps, start_step=0, is_main=topology.is_main)
     if config.export:
         require_export()
@@ -37,6 +37,7 @@ def pretrain(config: Config, *, resume: Resume) -> None:
             held.enter_context(_sole_owner(config.run_dir))
             return shard_folders(config, report=progress.message)
 
+        plan_layout(config, runtime=runtime)  # refused now rather than after hours of preparing data
         run = set_up(config, shards=on_main(runtime, prepare), runtime=runtime, resume=resume, report=progress.message)
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)

@@ -20,6 +20,7 @@ from trainer.evaluate import Validation
 from trainer.half_precision import half_precisions
 from trainer.model.create import create_model, parameter_groups
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, SENTENCE_PAIRS
+from trainer.model.pipeline_balance import balanced_bounds, unit_costs
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
 from trainer.phases import most_micro_steps
@@ -28,6 +29,8 @@ from trainer.runtime import Runtime, on_main
 from trainer.spikes import SpikeGuard
 from trainer.state import RunState
 from trainer.step import DataParallelStep
+from trainer.step_engine import EngineSettings
+from trainer.step_protocol import Step
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Run:
     runtime: Runtime
     corpus: Corpus
     ds_plan: DeepSpeedPlan
-    engine: DataParallelStep
+    engine: Step
     loader: PhasedLoader
     validation: Validation | None
     checkpoints: CheckpointStore
@@ -158,9 +161,14 @@ def set_up(
     )
 
 
-def make_engine(
-    config: Config, *, ds_plan: DeepSpeedPlan, runtime: Runtime, source: CheckpointReader | None
-) -> DataParallelStep:
+def stage_bounds(config: Config) -> list[int]:
+    """Where a resolved recipe's model is cut into its pipeline stages."""
+    tokens = config.train.micro_batch_size * config.data.max_seq_len
+    costs = unit_costs(config.model, tokens=tokens, predicted_tokens=round(config.objective.mask_rate.highest * tokens))
+    return balanced_bounds(costs, num_stages=config.parallel.num_stages)
+
+
+def make_engine(config: Config, *, ds_plan: DeepSpeedPlan, runtime: Runtime, source: CheckpointReader | None) -> Step:
     """A new engine with the recipe's initial weights, or with a checkpoint's state; collective."""
     objective = config.objective
     model = create_model(
@@ -170,6 +178,7 @@ def make_engine(
         z_loss=objective.z_loss,
         candidates=objective.candidates,
     )
+    model.encoder.recompute = config.parallel.activation_checkpointing
     if source is not None:
         load_weights(model, source.weights(), source=str(source.folder))
     optimizer = create_optimizer(
@@ -179,15 +188,20 @@ def make_engine(
         ),
         device_type=runtime.device.type,
     )
-    engine = DataParallelStep(
-        model,
-        optimizer,
+    settings = EngineSettings(
         plan=ds_plan,
         runtime=runtime,
         seed=config.seed,
         term_weights=term_weights_for(config),
         ema_decay=config.optimizer.ema_decay,
     )
+    if runtime.topology.num_stages == 1:
+        engine: Step = DataParallelStep(model, optimizer, settings=settings)
+    else:
+        # Imported here because it brings DeepSpeed, which must come after the start-up.
+        from trainer.step_pipeline import PipelineStep
+
+        engine = PipelineStep(model, optimizer, bounds=stage_bounds(config), settings=settings)
     if source is not None:
         engine.load_state(source)
     return engine

@@ -13,7 +13,13 @@ from trainer.topology import BatchPlan, Topology
 
 def layout_for(config: Config, *, world_size: int, device_type: str) -> tuple[BatchPlan, DeepSpeedPlan]:
     """The layout on devices of that type, without starting anything; UserError where it is impossible."""
-    topology = Topology(rank=0, local_rank=0, world_size=world_size, local_world_size=world_size)
+    topology = Topology(
+        rank=0,
+        local_rank=0,
+        world_size=world_size,
+        local_world_size=world_size,
+        num_stages=config.parallel.num_stages,
+    )
     batch_plan = most_micro_steps(config, dp_world_size=topology.dp_world_size)
     ds_plan = build_ds_config(
         config,

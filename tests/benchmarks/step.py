@@ -28,7 +28,7 @@ from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
 from trainer.phases import most_micro_steps
 from trainer.runtime import Runtime, started
 from trainer.setup import make_engine, resolve
-from trainer.step import DataParallelStep
+from trainer.step_protocol import Step
 from trainer.topology import topology_from_env
 
 ROW_TOKENS = 128
@@ -111,7 +111,7 @@ def _own_batches(config: Config, material: Material) -> list[Batch]:
         return [batch for step in itertools.islice(loader, _POOL_BATCHES) for batch in step]
 
 
-def _own_engine(config: Config, zero_stage: int, runtime: Runtime) -> DataParallelStep:
+def _own_engine(config: Config, zero_stage: int, runtime: Runtime) -> Step:
     engine = EngineConfig(ds_config=f"zero{zero_stage}", precision="fp32")
     ds_plan = build_ds_config(
         config.model_copy(update={"engine": engine}),
@@ -123,7 +123,7 @@ def _own_engine(config: Config, zero_stage: int, runtime: Runtime) -> DataParall
     return make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
 
 
-def _own_work(engine: DataParallelStep, batches: Sequence[Batch]) -> Callable[[], int]:
+def _own_work(engine: Step, batches: Sequence[Batch]) -> Callable[[], int]:
     turns = itertools.cycle(batches)
     steps = itertools.count()
 

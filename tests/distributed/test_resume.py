@@ -62,13 +62,21 @@ def continued(recipe, whole_run, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("processes", "zero_stage", "micro_batch_size"), [(1, 0, 8), (1, 3, 4), (2, 3, 2), (2, 1, 4), (4, 2, 1)]
+    ("processes", "num_stages", "ds_config", "micro_batch_size"),
+    [
+        (1, 1, "zero0", 8),
+        (1, 1, "zero3", 4),
+        (2, 1, "zero3_offload", 2),
+        (2, 1, "zero1", 4),
+        (4, 2, "zero1", 1),
+    ],
 )
 def test_a_checkpoint_goes_on_in_another_layout(
-    recipe, whole_run, continued, tmp_path, processes, zero_stage, micro_batch_size
+    recipe, whole_run, continued, tmp_path, processes, num_stages, ds_config, micro_batch_size
 ):
     target = copy_of(whole_run, tmp_path, until=20)
-    layout = ["--set", f"engine.ds_config=zero{zero_stage}", "--set", f"train.micro_batch_size={micro_batch_size}"]
+    layout = [f"engine.ds_config={ds_config}", f"train.micro_batch_size={micro_batch_size}"]
+    layout = [part for value in (*layout, f"parallel.num_stages={num_stages}") for part in ("--set", value)]
     command = trainer_command("pretrain", str(recipe), *NO_DROPOUT, *layout, processes=processes)
     output = run(command, cwd=tmp_path)
     assert "resuming from" in output

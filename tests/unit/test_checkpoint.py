@@ -11,6 +11,7 @@ import torch
 
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader, find_damage
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.errors import UserError
 from trainer.fragments import EngineState
 from trainer.runtime import Runtime
@@ -26,11 +27,16 @@ def store(tmp_path: Path) -> CheckpointStore:
 def save(
     store: CheckpointStore, runtime: Runtime, step: int, *, keep_last: int = 2, best_step: int | None = None
 ) -> None:
-    store.save(
+    writer = CheckpointWriter(store, runtime=runtime)
+    begin(writer, step, keep_last=keep_last, best_step=best_step)
+    writer.wait()
+
+
+def begin(writer: CheckpointWriter, step: int, *, keep_last: int = 2, best_step: int | None = None) -> None:
+    writer.start(
         step,
         EngineState(tensors={"weight|w|0": torch.full((4,), float(step))}, shared={"parameter_shapes": {"w": [4]}}),
         state={"tokens": 10 * step},
-        topology=runtime.topology,
         keep_last=keep_last,
         best_step=best_step,
     )

@@ -62,6 +62,10 @@ def test_a_section_refuses_what_breaks_its_rule(model, values, message):
     ("changes", "message"),
     [
         ({"tokenizer": {}}, "the tokenizer section belongs to data.text"),
+        (
+            {"model": {"num_layers": 2}, "parallel": {"num_stages": 5}},
+            "num_stages=5 leaves a stage empty: model.num_layers=2, the embeddings and the head fill 4 at most",
+        ),
         ({"model": {"max_positions": 256}}, "data.max_seq_len=512 is longer than model.max_positions=256"),
         ({"schedule": {"warmup_steps": 11}}, "schedule.warmup_steps=11 is longer than train.steps=10"),
         (

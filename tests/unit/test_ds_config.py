@@ -13,7 +13,7 @@ from trainer.errors import UserError
 from trainer.topology import Topology, plan_batches
 
 SCALER = {"initial_scale_power": 12, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1}
-SHIPPED = ("zero0", "zero1", "zero2", "zero3")
+SHIPPED = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -68,6 +68,7 @@ def test_the_dict_is_exactly_the_file_joined_with_the_recipe():
             "allgather_bucket_size": 200000000,
         },
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
@@ -79,7 +80,7 @@ def test_the_dict_is_exactly_the_file_joined_with_the_recipe():
 
 def test_shipped_files_hold_their_stage_and_one_scaler():
     assert {path.stem for path in DS_CONFIGS_DIR.glob("*.json")} == set(SHIPPED)
-    for stage, name in enumerate(SHIPPED):
+    for stage, name in zip((0, 1, 2, 3, 3), SHIPPED, strict=True):
         values = json.loads((DS_CONFIGS_DIR / f"{name}.json").read_text())
         assert values["zero_optimization"]["stage"] == stage
         assert values["fp16"] == SCALER
@@ -175,8 +176,21 @@ def test_an_optimizer_of_single_elements_goes_with_every_stage(optimizer):
 
 def test_a_pipeline_takes_stage_0_or_1_only():
     assert build(config(ds_config="zero1"), num_stages=2).zero_stage == 1
-    with pytest.raises(UserError, match=r"zero_optimization.stage=2 cannot be joined with num_stages=2"):
+    with pytest.raises(UserError, match=r"zero_optimization.stage=2 cannot be joined with parallel.num_stages=2"):
         build(config(ds_config="zero2"), num_stages=2)
+
+
+def test_a_pipeline_overlaps_no_communication(ds_file):
+    path = ds_file({"zero_optimization": {"stage": 1, "overlap_comm": True}})
+    assert build(config(ds_config=path)).zero_stage == 1
+    with pytest.raises(UserError, match=r"overlap_comm=true has no effect with parallel.num_stages=2: a pipeline"):
+        build(config(ds_config=path), num_stages=2)
+
+
+def test_the_optimisers_state_may_lie_in_host_memory():
+    section = build(config(ds_config="zero3_offload")).config["zero_optimization"]
+    assert (section["stage"], section["offload_optimizer"]) == (3, {"device": "cpu", "pin_memory": True})
+    assert "offload_optimizer" not in build(config(ds_config="zero3")).config["zero_optimization"]
 
 
 @pytest.mark.parametrize(
@@ -207,8 +221,16 @@ def test_what_the_recipe_decides_does_not_belong_in_the_file(ds_file, key, field
             {"zero_optimization": {"stage": 1, "overlap_comm": "auto"}},
             "overlap_comm='auto' is text and must be true or",
         ),
-        ({"zero_optimization": {"stage": 1, "stage3_max_reuse_distance": 1}}, "would be ignored at stage 1"),
-        ({"zero_optimization": {"stage": 1, "offload_optimizer": {}}}, "zero_optimization.offload_optimizer is not a"),
+        ({"zero_optimization": {"stage": 1, "stage3_max_reuse_distance": 1}}, "has no effect here at stage 1"),
+        ({"zero_optimization": {"stage": 1, "offload_param": {}}}, "zero_optimization.offload_param is not a"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer has no effect here at stage 2; remove it or use stage 3",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer.device='nvme' must be 'cpu'",
+        ),
         ({"fp16": {"enabled": False}}, "zero_optimization is missing and has no default"),
         ('{"zero_optimization": {"stage": 1},\n}', "own.json:2: not JSON: "),
         ('{"fp16": {}, "fp16": {}}', "own.json: not readable as JSON: the key fp16 stands twice; remove one"),
@@ -223,7 +245,7 @@ def test_a_wrong_file_is_refused_in_one_line(ds_file, content, message):
     ("name", "message"),
     [
         ("zero4", "is neither a .json file nor a name in ds_configs/; did you mean zero3?"),
-        ("qqq", "there are zero0, zero1, zero2, zero3"),
+        ("qqq", "there are zero0, zero1, zero2, zero3, zero3_offload"),
         ("missing/own.json", "engine.ds_config='missing/own.json': no such file"),
     ],
 )

@@ -32,6 +32,10 @@ def linear_and_adam() -> tuple[nn.Linear, torch.optim.Optimizer]:
     return module, torch.optim.AdamW(module.parameters(), lr=0.1)
 
 
+def fragments_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Fragment]:
+    return local_fragments(dict(module.named_parameters()), optimizer, zero_stage=0, dp_rank=0)
+
+
 def updated(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     module(torch.ones(1, 3)).sum().backward()
@@ -44,7 +48,7 @@ def test_a_key_names_kind_parameter_and_first_element() -> None:
 
 def test_without_zero_a_fragment_is_the_whole_parameter() -> None:
     module, optimizer = linear_and_adam()
-    fragments = local_fragments(module, optimizer, zero_stage=0, dp_rank=0)
+    fragments = fragments_of(module, optimizer)
     assert [(part.name, part.start, part.numel, part.offset) for part in fragments] == [
         ("weight", 0, 6, 0),
         ("bias", 0, 2, 0),
@@ -63,7 +67,7 @@ def test_a_view_is_the_fragments_part_of_a_flat_tensor() -> None:
 
 def test_optimiser_state_is_told_apart_by_shape() -> None:
     module, optimizer = linear_and_adam()
-    fragments = local_fragments(module, optimizer, zero_stage=0, dp_rank=0)
+    fragments = fragments_of(module, optimizer)
     assert optimizer_tensors(fragments[0], optimizer) == {}
     assert optimizer_scalars(fragments, optimizer) == {}
     updated(module, optimizer)
@@ -77,14 +81,14 @@ def test_scalars_that_differ_between_parameters_cannot_be_saved() -> None:
     updated(module, optimizer)
     optimizer.state[module.bias]["step"] += 1
     with pytest.raises(RuntimeError, match=r"optimiser state 'step' differs between parameters: \[1\.0, 2\.0\]"):
-        optimizer_scalars(local_fragments(module, optimizer, zero_stage=0, dp_rank=0), optimizer)
+        optimizer_scalars(fragments_of(module, optimizer), optimizer)
 
 
 def test_state_put_together_again_goes_on_bit_for_bit() -> None:
     module, optimizer = linear_and_adam()
     for _ in range(3):
         updated(module, optimizer)
-    fragments = local_fragments(module, optimizer, zero_stage=0, dp_rank=0)
+    fragments = fragments_of(module, optimizer)
     saved = {
         part.name: {key: value.clone() for key, value in optimizer_tensors(part, optimizer).items()}
         for part in fragments
@@ -95,7 +99,7 @@ def test_state_put_together_again_goes_on_bit_for_bit() -> None:
 
     other, other_optimizer = linear_and_adam()
     other.load_state_dict(weights)
-    fragments = local_fragments(other, other_optimizer, zero_stage=0, dp_rank=0)
+    fragments = fragments_of(other, other_optimizer)
     source = SimpleNamespace(shared={"optimizer_scalars": scalars}, optimizer_keys=lambda name: list(saved[name]))
     create_optimizer_state(fragments, other_optimizer, source=source)  # type: ignore[arg-type]
     for part in fragments:

@@ -54,6 +54,7 @@ LEVELS = (
         "trainer.spikes",
         "trainer.checkpoint_files",
         "trainer.checkpoint",
+        "trainer.checkpoint_writer",
         "trainer.step_sums",
         "trainer.step*",
         "trainer.evaluate",

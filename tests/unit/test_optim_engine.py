@@ -15,6 +15,7 @@ from data_pipeline.from_recipe import loader_for
 from data_pipeline.manifest import load_manifest
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import Config
 from trainer.model.create import create_model, parameter_groups
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
@@ -54,7 +55,9 @@ def engine_of(config: Config, runtime: Runtime, source: CheckpointReader | None 
 
 def saved(engine: DataParallelStep, folder: Path, runtime: Runtime) -> CheckpointReader:
     store = CheckpointStore(folder)
-    store.save(1, engine.state(), state={}, topology=runtime.topology, keep_last=1, best_step=None)
+    writer = CheckpointWriter(store, runtime=runtime)
+    writer.start(1, engine.state(), state={}, keep_last=1, best_step=None)
+    writer.wait()
     return CheckpointReader(store.path(1))
 
 

@@ -15,9 +15,10 @@ from trainer.parity import (
     largest_difference,
     markdown_page,
     markdown_table,
+    refusal_table,
 )
 
-REFERENCE = Cell(world_size=1, zero_stage=0, precision="fp32", grad_accum_steps=1)
+REFERENCE = Cell(world_size=1, ds_config="zero0", precision="fp32", grad_accum_steps=1)
 
 
 def config(**model: float) -> Config:
@@ -32,28 +33,42 @@ def config(**model: float) -> Config:
 
 
 def test_the_reference_comes_first_and_every_combination_once() -> None:
-    cells = all_cells(world_sizes=[2, 1], zero_stages=[3, 0], precisions=["fp16", "fp32"], grad_accum_steps=[1])
+    cells = all_cells(
+        world_sizes=[2, 1],
+        ds_configs=["zero3", "zero0"],
+        precisions=["fp16", "fp32"],
+        grad_accum_steps=[1],
+        num_stages=[1],
+    )
     assert cells[0] == REFERENCE
     assert len(cells) == len(set(cells)) == 8
 
 
 def test_there_is_a_reference_even_where_fp32_is_not_asked_for() -> None:
-    cells = all_cells(world_sizes=[2], zero_stages=[1], precisions=["bf16"], grad_accum_steps=[2, 4])
+    cells = all_cells(
+        world_sizes=[2], ds_configs=["zero1"], precisions=["bf16"], grad_accum_steps=[2, 4], num_stages=[1]
+    )
     assert [str(cell) for cell in cells] == [
-        "2 processes, ZeRO-1, fp32, 2 micro-batches",
-        "2 processes, ZeRO-1, bf16, 2 micro-batches",
-        "2 processes, ZeRO-1, bf16, 4 micro-batches",
+        "2 processes, zero1, fp32, 2 micro-batches",
+        "2 processes, zero1, bf16, 2 micro-batches",
+        "2 processes, zero1, bf16, 4 micro-batches",
     ]
 
 
 @pytest.mark.parametrize(("world_sizes", "accumulations"), [([1, 0], [1]), ([1], [-2])])
 def test_numbers_that_no_layout_has_are_refused(world_sizes: list[int], accumulations: list[int]) -> None:
     with pytest.raises(UserError, match=r"--(world-sizes 0|accumulations -2) is too small; it must be at least 1"):
-        all_cells(world_sizes=world_sizes, zero_stages=[0], precisions=["fp32"], grad_accum_steps=accumulations)
+        all_cells(
+            world_sizes=world_sizes,
+            ds_configs=["zero0"],
+            precisions=["fp32"],
+            grad_accum_steps=accumulations,
+            num_stages=[1],
+        )
 
 
 def test_a_cell_splits_the_recipes_batch_and_changes_nothing_else() -> None:
-    cell = Cell(world_size=2, zero_stage=3, precision="bf16", grad_accum_steps=4)
+    cell = Cell(world_size=2, ds_config="zero3", precision="bf16", grad_accum_steps=4)
     made = cell_config(config(), cell, steps=5)
     assert (made.train.steps, made.train.global_batch_size, made.train.micro_batch_size) == (5, 16, 2)
     assert (made.engine.ds_config, made.engine.precision) == ("zero3", "bf16")
@@ -62,7 +77,7 @@ def test_a_cell_splits_the_recipes_batch_and_changes_nothing_else() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UserError, match=r"=16 cannot be split over 3 processes, .*: it must be a multiple of 3"):
-        cell_config(config(), Cell(3, 0, "fp32", 1), steps=5)
+        cell_config(config(), Cell(3, "zero0", "fp32", 1), steps=5)
     with pytest.raises(UserError, match=r"sets model.hidden_dropout=0.0, model.attention_dropout=0.1; set both to 0"):
         cell_config(config(attention_dropout=0.1), REFERENCE, steps=5)
     growing = config().model_copy(update={"phases": [PhaseConfig(steps=1)]})
@@ -81,8 +96,8 @@ def test_the_largest_relative_difference_of_any_step_counts(curve: list[float], 
 
 
 def test_a_cell_is_judged_against_fp32_and_against_the_first_of_its_own_precision() -> None:
-    half, other_half = Cell(1, 0, "fp16", 1), Cell(2, 0, "fp16", 1)
-    far = Cell(2, 0, "fp32", 1)
+    half, other_half = Cell(1, "zero0", "fp16", 1), Cell(2, "zero0", "fp16", 1)
+    far = Cell(2, "zero0", "fp32", 1)
     losses = {REFERENCE: [2.0], other_half: [2.0011], half: [2.001], far: [2.0001]}
     verdicts = {verdict.cell: verdict for verdict in judge(losses, reference=REFERENCE)}
     assert list(verdicts) == list(losses)
@@ -102,7 +117,7 @@ def test_a_cell_is_judged_against_fp32_and_against_the_first_of_its_own_precisio
 )
 def test_the_bounds_are_the_promised_ones(precision: str, to_fp32: float, between: float) -> None:
     def verdict(loss: float, other: float) -> bool:
-        first, second = Cell(1, 1, precision, 1), Cell(2, 1, precision, 1)
+        first, second = Cell(1, "zero1", precision, 1), Cell(2, "zero1", precision, 1)
         losses = {REFERENCE: [1.0], first: [loss], second: [other]}
         return {v.cell: v.within_bounds for v in judge(losses, reference=REFERENCE)}[second]
 
@@ -113,18 +128,33 @@ def test_the_bounds_are_the_promised_ones(precision: str, to_fp32: float, betwee
 
 
 def test_the_table_marks_what_is_off() -> None:
-    verdicts = judge({REFERENCE: [2.0, 2.0], Cell(2, 0, "fp32", 1): [2.0, math.nan]}, reference=REFERENCE)
+    verdicts = judge({REFERENCE: [2.0, 2.0], Cell(2, "zero0", "fp32", 1): [2.0, math.nan]}, reference=REFERENCE)
     assert markdown_table(verdicts, steps=2).splitlines() == [
-        "| processes | ZeRO stage | precision | micro-batches | to fp32 | between layouts | 2 steps |",
-        "|---:|---:|---|---:|---:|---:|---|",
-        "| 1 | 0 | fp32 | 1 | 0.0e+00 | 0.0e+00 | ok |",
-        "| 2 | 0 | fp32 | 1 | inf | inf | **off** |",
+        "| processes | stages | ZeRO | precision | micro-batches | to fp32 | between layouts | 2 steps |",
+        "|---:|---:|---|---|---:|---:|---:|---|",
+        "| 1 | 1 | zero0 | fp32 | 1 | 0.0e+00 | 0.0e+00 | ok |",
+        "| 2 | 1 | zero0 | fp32 | 1 | inf | inf | **off** |",
     ]
 
 
 def test_the_page_says_the_worst_of_each_precision_it_holds() -> None:
-    cells = [Cell(1, 0, "fp32", 1), Cell(2, 0, "fp32", 1), Cell(1, 1, "bf16", 1)]
+    cells = [Cell(1, "zero0", "fp32", 1), Cell(2, "zero0", "fp32", 1), Cell(1, "zero1", "bf16", 1)]
     verdicts = [Verdict(cells[0], 0.0, 0.0), Verdict(cells[1], 2e-7, 2e-7), Verdict(cells[2], 1e-4, 0.0)]
-    page = markdown_page(verdicts, steps=3)
+    page = markdown_page(verdicts, {Cell(1, "zero2", "fp32", 1, 2): "no"}, steps=3)
     assert "- fp32: 2.0e-07 at most, bound 1e-05\n- bf16: 1.0e-04 at most, bound 2e-03\n\n| processes" in page
     assert "fp16:" not in page
+    assert page.endswith(
+        "starts:\n\n| processes | stages | ZeRO | refused |\n|---:|---:|---|---|\n| 1 | 2 | zero2 | no |\n"
+    )
+    assert "refused" not in markdown_page(verdicts, {}, steps=3)
+
+
+def test_a_refusal_is_listed_once_for_all_precisions_and_splits() -> None:
+    cells = [Cell(2, "zero2", precision, split, 2) for precision in ("fp32", "bf16") for split in (1, 2)]
+    assert refusal_table(dict.fromkeys(cells, "why")).splitlines()[2:] == ["| 2 | 2 | zero2 | why |"]
+    assert refusal_table({}) == ""
+
+
+def test_stages_split_the_processes_and_leave_more_rows_to_each() -> None:
+    made = cell_config(config(), Cell(4, "zero1", "fp32", 2, 2), steps=5)
+    assert (made.parallel.num_stages, made.train.micro_batch_size) == (2, 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
@@ -12,6 +11,13 @@ from trainer.model.layout import TokenLayout
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm, classification_term
 
 IGNORED_LABEL = -100
+
+
+def predicted_rows(layout: TokenLayout, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions of the [B, S] `labels` that count, and these labels: [R] int64 each, on the labels' device."""
+    flat = layout.flatten(labels)
+    rows = (flat != IGNORED_LABEL).nonzero().squeeze(1)
+    return rows, flat[rows].long()
 
 
 class BertForMaskedLanguageModel(nn.Module):
@@ -44,7 +50,7 @@ class BertForMaskedLanguageModel(nn.Module):
         the device. Correct tokens are counted outside training, or as `count_correct` says.
         """
         layout = TokenLayout.from_document_ids(document_ids)
-        targets, rows = labelled(layout, labels)
+        rows, targets = predicted_rows(layout.to(labels.device), labels)
         hidden = self.encoder(
             input_ids,
             position_ids=position_ids,
@@ -59,7 +65,7 @@ class BertForMaskedLanguageModel(nn.Module):
         """The term `mlm` of hidden states [N, hidden] at positions whose labels are `targets`, [N]."""
         return classification_term(
             self.head(hidden),
-            targets.to(hidden.device, dtype=torch.int64, non_blocking=True),
+            targets.to(hidden.device, non_blocking=True),
             count_correct=not self.training if count_correct is None else count_correct,
             label_smoothing=self.label_smoothing if self.training else 0.0,
             z_loss=self.z_loss if self.training else 0.0,
@@ -78,13 +84,6 @@ class BertForMaskedLanguageModel(nn.Module):
             layout=layout,
         )
         return layout.scatter(self.head(hidden), shape=(input_ids.shape[0], input_ids.shape[1]))
-
-
-def labelled(layout: TokenLayout, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The labels of a batch [B, S] that count, in the flat order, and their flat positions; both where `labels` are."""
-    targets = layout.to(labels.device).flatten(labels)
-    rows = (targets != IGNORED_LABEL).nonzero().squeeze(1)
-    return targets[rows], rows
 
 
 class BertWithPooler(nn.Module):

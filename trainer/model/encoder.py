@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.config import ModelConfig
 from trainer.errors import UserError
@@ -125,12 +126,27 @@ class EncoderLayer(nn.Module):
         return output
 
 
+def run_layer(
+    layer: nn.Module, hidden: Tensor, groups: DocumentGroups, rows: Tensor | None, *, recompute: bool
+) -> Tensor:
+    """One encoder layer; with `recompute` only its input is kept, and the backward pass computes it again.
+
+    The reentrant form, because ZeRO-3 gathers weights by hooks that the other form does not pass through alike.
+    """
+    if not recompute or not torch.is_grad_enabled():
+        output: Tensor = layer(hidden, groups, rows)
+    else:
+        output = checkpoint(layer, hidden, groups, rows, use_reentrant=True)
+    return output
+
+
 class BertEncoder(nn.Module):
     """BERT's encoder (Devlin et al. 2019) over packed documents: no token sees another document's tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.final_norm = layer_norm(config) if config.norm == "pre" else nn.Identity()
@@ -156,6 +172,7 @@ class BertEncoder(nn.Module):
         hidden = self.embeddings(flat_ids, layout.flatten(position_ids), types)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, layout.groups, rows if number == last else None)
+            wanted = rows if number == last else None
+            hidden = run_layer(layer, hidden, layout.groups, wanted, recompute=self.recompute)
         output: Tensor = self.final_norm(hidden)
         return output

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.model.bert import IGNORED_LABEL, BertForMaskedLanguageModel, labelled
+from trainer.model.bert import IGNORED_LABEL, BertForMaskedLanguageModel, predicted_rows
 from trainer.model.heads import PairHead, Pooler
 from trainer.model.layout import TokenLayout
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, SENTENCE_PAIRS, LossTerm, classification_term
@@ -43,7 +43,7 @@ class BertForPreTraining(BertForMaskedLanguageModel):
         `pair_labels`, [B, S], holds at a sequence's first token 0 (B belongs here) or 1, IGNORED_LABEL elsewhere.
         """
         layout = TokenLayout.from_document_ids(document_ids)
-        targets, rows = labelled(layout, labels)
+        rows, targets = predicted_rows(layout.to(labels.device), labels)
         pair_targets, first = _labelled_sequences(layout, pair_labels)
         hidden = self.encoder(
             input_ids,
