@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 USER_ERROR_EXIT_CODE = 2
+_LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 class UserError(Exception):
@@ -39,7 +40,8 @@ def run_command(command: Callable[[], int]) -> int:
     except (UserError, OSError) as error:
         if _one_line(error) is None:
             raise
-        return print_error(error) if os.environ.get("LOCAL_RANK", "0") == "0" else USER_ERROR_EXIT_CODE
+        local_rank = next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "0")
+        return print_error(error) if local_rank == "0" else USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         return 130
 

@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import pickle
-import socket
 import threading
 import time
 import warnings
@@ -19,9 +18,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import ReportedError, UserError, print_error
+from trainer.meeting import meet
 from trainer.memory import present_memory_bytes
 from trainer.topology import Topology
 
@@ -81,7 +80,7 @@ def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     backend = "nccl" if use_cuda else "gloo"
-    store = _meet(topology)
+    store = meet(topology, timeout=COLLECTIVE_TIMEOUT)
     in_order = topology.world_size == 1
     try:
         with _ending_together(store, topology=topology):
@@ -122,23 +121,6 @@ def started_process_bytes() -> int:
     from torch.utils import tensorboard  # noqa: F401
 
     return present_memory_bytes() + _STARTED_BYTES
-
-
-def _meet(topology: Topology) -> Store:
-    """The key-value store of the job, once all ranks have opened it."""
-    if "MASTER_ADDR" not in os.environ:
-        _meet_alone()
-    try:
-        meeting = rendezvous("env://", topology.rank, topology.world_size, timeout=COLLECTIVE_TIMEOUT)
-        store: Store = next(meeting)[0]
-    except dist.DistError as error:
-        raise UserError(
-            f"rank {topology.rank} did not meet all {topology.world_size} processes at MASTER_ADDR="
-            f"{os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ.get('MASTER_PORT')}: {error}; check that the "
-            "launcher starts all of them, and that no other job, perhaps this run started earlier, holds the port "
-            "(deepspeed --master_port, torchrun --master-port)"
-        ) from error
-    return store
 
 
 @contextlib.contextmanager
@@ -236,13 +218,3 @@ def _join(store: Store, *, topology: Topology, device: torch.device, backend: st
         device_id=device if backend == "nccl" else None,
     )
     deepspeed.init_distributed(backend, dist_init_required=False, verbose=False)
-
-
-def _meet_alone() -> None:
-    """A process that no launcher started meets itself on a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"
-    )

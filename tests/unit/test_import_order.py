@@ -12,7 +12,14 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 # One line a level, lowest first. A name ending in .* is a whole folder, except for what is named by itself.
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
-    ("trainer.config", "trainer.topology", "trainer.strict_yaml", "trainer.setting_errors", "trainer.recipe"),
+    (
+        "trainer.config",
+        "trainer.ranks",
+        "trainer.topology",
+        "trainer.strict_yaml",
+        "trainer.setting_errors",
+        "trainer.recipe",
+    ),
     ("data_pipeline.*", "trainer.model.*", "cluster.*"),
     (
         "trainer.tasks.*",
@@ -28,6 +35,7 @@ LEVELS = (
         "trainer.memory",
         "trainer.ds_file",
         "trainer.ds_config",
+        "trainer.meeting",
         "trainer.runtime",
         "trainer.prepare",
     ),

