@@ -10,11 +10,9 @@ from cluster.job import JobSpec
 from cluster.launch import Launch
 from cluster.launchers import in_apptainer
 from trainer.config import fingerprint
-from trainer.errors import UserError
+from trainer.errors import REQUEUE_EXIT_CODE, UserError
 from trainer.ranks import FIRST_PORT, PORTS
 
-# EX_TEMPFAIL of sysexits.h: the trainer ends with it when it was told to stop and has saved.
-REQUEUE_EXIT_CODE = 75
 # How long the first task to end waits for the others, which end by themselves, before SLURM kills them.
 _LAST_TASKS_S = 60
 

@@ -136,12 +136,16 @@ class ScheduleConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """How long, in which batches, and how often something is written."""
+    """How long, in which batches, and how often something is written.
+
+    stall_minutes: after so long without a step, or a batch of an evaluation, each process writes its stacks and ends.
+    """
 
     steps: PositiveInt
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt
     log_every_steps: PositiveInt = 10
+    stall_minutes: Annotated[float, Field(gt=0.0)] | None = 30.0
 
 
 class EngineConfig(StrictModel):

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 
 USER_ERROR_EXIT_CODE = 2
+# EX_TEMPFAIL of sysexits.h: told to stop, saved, to be started again.
+REQUEUE_EXIT_CODE = 75
 _LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from trainer.errors import UserError
 from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
+from trainer.preemption import StoppedEarly
 from trainer.progress import ProgressReporter
 from trainer.runtime import Runtime
 from trainer.schedule import learning_rate
@@ -30,8 +31,16 @@ _PEAK_MEASUREMENT_S = 0.3
 class Trainer:
     """Runs a set-up run to its last step; every method is collective."""
 
-    def __init__(self, run: Run, *, metrics: MetricsWriter, progress: ProgressReporter) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        metrics: MetricsWriter,
+        progress: ProgressReporter,
+        poll: Callable[[], None] | None = None,
+    ) -> None:
         self.run = run
+        self._poll = poll
         self._metrics = metrics
         self._progress = progress
         self._meter = ThroughputMeter()
@@ -41,9 +50,26 @@ class Trainer:
         self._uncollected_tokens = 0
 
     def train(self) -> None:
-        """Train to the recipe's last step, then evaluate and save what is not yet saved."""
+        """Train to the recipe's last step, then evaluate and save what is not yet saved.
+
+        `poll` is called before each step and after each batch of an evaluation; what it raises on all ranks,
+        StoppedEarly, goes on to the caller once the run is saved.
+        """
+        try:
+            with self._meter.paused():
+                if self.run.state.evaluation_pending and self._evaluate():
+                    self.save()
+            self._train()
+        except StoppedEarly:
+            if self.run.state.step > self._saved_step:
+                self.save()
+            raise
+
+    def _train(self) -> None:
         config, state, total = self.run.config, self.run.state, self.run.config.train.steps
         while state.step < total:
+            if self._poll is not None:
+                self._poll()
             with self._meter.waiting_for_data():
                 batches = next(self.run.loader)
             rate = learning_rate(
@@ -135,7 +161,15 @@ class Trainer:
             return False
         if state.step % run.config.evaluation.every_steps and state.step != run.config.train.steps:
             return False
-        result = run.validation.run(run.engine.eval_step)
+        return self._evaluate()
+
+    def _evaluate(self) -> bool:
+        run, state = self.run, self.run.state
+        if run.validation is None:
+            return False
+        state.evaluation_pending = True
+        result = run.validation.run(run.engine.eval_step, poll=self._poll)
+        state.evaluation_pending = False
         values = result.metrics()
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.message(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import logging
 import os
 import pickle
+import signal
+import sys
 import threading
 import time
 import warnings
@@ -26,6 +29,7 @@ from trainer.topology import Topology
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 _POLL_S = 0.5
+_PR_SET_PDEATHSIG = 1
 _LAST_WORDS_S = 5.0
 _STARTED_BYTES = 180 << 20
 _FAILURES, _EXIT_CODE, _HEARD = "bertline/failures", "bertline/exit-code", "bertline/heard"
@@ -65,6 +69,8 @@ def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
     A failure of one rank's body is printed once and ends all ranks, whatever they are waiting for. Raises UserError
     when fewer processes meet than the launcher promised, or a GPU is missing.
     """
+    if topology.world_size > 1:
+        _end_with_launcher()
     use_cuda = torch.cuda.is_available()
     # Asked on every rank alike: the first of the host prints it, and none waits for those that are gone.
     if use_cuda and topology.local_world_size > torch.cuda.device_count():
@@ -185,6 +191,12 @@ def _end_with_others(store: Store, over: threading.Event) -> None:
                 os._exit(exit_code)
         except dist.DistError:
             return
+
+
+def _end_with_launcher() -> None:
+    """Have the system end this process with the one that started it: nobody else would, on this host."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _set_threads(topology: Topology) -> int:

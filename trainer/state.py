@@ -13,6 +13,7 @@ class RunState:
     """`step` counts global batches consumed, `applied_steps` those that changed the weights.
 
     tokens: real tokens consumed by all ranks. best_validation_loss: the least so far, in nats, and its step.
+    evaluation_pending: whether the evaluation of this step was begun and not ended.
     """
 
     step: int = 0
@@ -20,6 +21,7 @@ class RunState:
     tokens: int = 0
     best_validation_loss: float | None = None
     best_step: int | None = None
+    evaluation_pending: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """The counters as plain values."""
@@ -28,7 +30,8 @@ class RunState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the counters of a checkpoint."""
         for key in asdict(self):
-            setattr(self, key, state[key])
+            # Checkpoints of earlier versions lack what was added since.
+            setattr(self, key, state.get(key, getattr(self, key)))
 
     def offer_best(self, loss: float) -> bool:
         """Record a validation loss; True when it is the least so far, which one that is no number never is."""

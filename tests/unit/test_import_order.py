@@ -37,6 +37,8 @@ LEVELS = (
         "trainer.ds_config",
         "trainer.meeting",
         "trainer.runtime",
+        "trainer.preemption",
+        "trainer.stall",
         "trainer.prepare",
     ),
     (
