@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cluster.commands import deepspeed, local, mpi, slurm, watch
+from cluster.commands import deepspeed, local, mpi, slurm, supervise, watch
 from trainer.errors import run_command
 
 _DESCRIPTION = """\
@@ -16,10 +16,11 @@ Start the training of a recipe on one host or many. Recipe and layout are checke
   python -m cluster deepspeed bert_base --hostfile hosts
   python -m cluster mpi bert_base --hostfile hosts -n 16
   python -m cluster slurm bert_base --nodes 4 --gpus-per-node 8 --time 24:00:00
+  python -m cluster supervise bert_base --hostfile hosts --restarts 3
 
 Each takes --dry-run, which prints exactly what would run."""
 
-_COMMANDS = (local, deepspeed, mpi, slurm, watch)
+_COMMANDS = (local, deepspeed, mpi, slurm, supervise, watch)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

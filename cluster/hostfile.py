@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,17 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         raise UserError(f"--hostfile {path}: no such file; write a line NAME slots=N for each host") from None
 
 
-def check_names(hosts: tuple[Host, ...], *, source: Path) -> None:
+def fill(hosts: Sequence[Host], *, processes: int) -> tuple[Host, ...]:
+    """The hosts that so many processes take, each filled before the next."""
+    used: list[Host] = []
+    for host in hosts:
+        taken = min(host.slots, processes)
+        processes -= taken
+        used += [Host(host.name, taken)] if taken else []
+    return tuple(used)
+
+
+def check_names(hosts: Sequence[Host], *, source: Path) -> None:
     """Raise UserError for the first host whose name nothing here resolves."""
     for host in hosts:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.profile import Profile
+from cluster.profile import Profile, load_profile
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.recipe import RECIPES_DIR, load_recipe
@@ -18,14 +18,16 @@ from trainer.topology import plan_batches
 class JobSpec:
     """A training run over hosts.
 
-    recipe: an absolute path, or the name of a recipe that comes along. processes: how many on each host. workdir:
-    the folder, at the same path on every host, in which the trainer runs.
+    recipe: an absolute path, or the name of a recipe that comes along. profile_source: likewise the profile's, None
+    for none. processes: how many on each host. workdir: the folder, at the same path on every host, in which the
+    trainer runs.
     """
 
     recipe: str
     overrides: tuple[str, ...]
     config: Config
     profile: Profile
+    profile_source: str | None
     processes: tuple[int, ...]
     workdir: Path
 
@@ -50,9 +52,10 @@ class JobSpec:
 
 
 def describe_job(
-    recipe: str, *, overrides: Sequence[str], profile: Profile, processes: Sequence[int], workdir: Path
+    recipe: str, *, overrides: Sequence[str], profile: str | None, processes: Sequence[int], workdir: Path
 ) -> JobSpec:
-    """Check recipe and layout and put the job together; UserError for what could not start."""
+    """Check recipe, profile and layout and put the job together; UserError for what could not start."""
+    site = load_profile(profile) if profile else Profile()
     config = load_recipe(recipe, overrides=overrides)
     check_layout(config, world_size=sum(processes))
     is_file = (workdir / recipe).is_file() and not (RECIPES_DIR / f"{recipe}.yaml").is_file()
@@ -60,7 +63,8 @@ def describe_job(
         recipe=str((workdir / recipe).resolve()) if is_file else recipe,
         overrides=tuple(overrides),
         config=config,
-        profile=profile,
+        profile=site,
+        profile_source=str(workdir / profile) if profile and (workdir / profile).is_file() else profile,
         processes=tuple(processes),
         workdir=workdir,
     )

@@ -21,7 +21,7 @@ _SLURM_SETTINGS = ("partition", "account", "qos", "cpus_per_task", "sbatch", "mo
 
 def local_launch(spec: JobSpec) -> Launch:
     """DeepSpeed's launcher on this host."""
-    _refuse_slurm_settings(spec, launcher="local", container=True)
+    refuse_slurm_settings(spec, launcher="local", apptainer=False)
     argv = [*_deepspeed(spec), "--num_gpus", str(spec.world_size), "--module", "--no_local_rank"]
     return Launch((*argv, *spec.trainer_arguments), environment=spec.profile.environment)
 
@@ -32,7 +32,7 @@ def deepspeed_launch(spec: JobSpec, *, hosts: tuple[Host, ...], hostfile: Path) 
     It hands the remote shells its folder and interpreter without quotes, and arguments and variables with half of
     them: what could be executed is refused, or escaped so that it arrives as it is.
     """
-    _refuse_slurm_settings(spec, launcher="deepspeed", container=True)
+    refuse_slurm_settings(spec, launcher="deepspeed", apptainer=False)
     if len({host.slots for host in hosts}) > 1:
         slots = ", ".join(f"{host.name} slots={host.slots}" for host in hosts)
         raise UserError(
@@ -63,10 +63,7 @@ def deepspeed_launch(spec: JobSpec, *, hosts: tuple[Host, ...], hostfile: Path) 
 
 def mpi_launch(spec: JobSpec, *, hostfile: Path) -> Launch:
     """Open MPI's mpirun, which fills the hosts of the file in order; argv reaches the processes without a shell."""
-    _refuse_slurm_settings(spec, launcher="mpi", container=False)
-    container = spec.profile.container
-    if container is not None and container.runtime == "pyxis":
-        raise UserError("the profile's container.runtime=pyxis belongs to `cluster slurm`; use apptainer with mpi")
+    refuse_slurm_settings(spec, launcher="mpi", apptainer=True)
     variables = [part for name in spec.profile.environment for part in ("-x", name)]
     if "PYTHONPATH" in os.environ:
         variables += ["-x", "PYTHONPATH"]
@@ -96,10 +93,12 @@ def _deepspeed(spec: JobSpec) -> list[str]:
     return [spec.python, "-m", "deepspeed.launcher.runner", "--master_port", str(port)]
 
 
-def _refuse_slurm_settings(spec: JobSpec, *, launcher: str, container: bool) -> None:
-    """Raise UserError for what the profile asks for and this launcher would ignore."""
-    names = (*_SLURM_SETTINGS, "container") if container else _SLURM_SETTINGS
-    ignored = [name for name in names if getattr(spec.profile, name)]
+def refuse_slurm_settings(spec: JobSpec, *, launcher: str, apptainer: bool) -> None:
+    """Raise UserError for what the profile asks for and a launcher, which may know apptainer, would ignore."""
+    ignored = [name for name in _SLURM_SETTINGS if getattr(spec.profile, name)]
+    container = spec.profile.container
+    if container is not None and not (apptainer and container.runtime == "apptainer"):
+        ignored.append(f"container.runtime={container.runtime}")
     if ignored:
         raise UserError(
             f"the profile sets {', '.join(ignored)}, which `cluster {launcher}` would ignore; use `cluster slurm`, or "

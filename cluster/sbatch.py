@@ -19,13 +19,17 @@ _LAST_TASKS_S = 60
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What is asked of SLURM. continuations: jobs one after the other, each going on from the last one's save."""
+    """What is asked of SLURM. continuations: jobs one after the other, each going on from the last one's save.
+
+    restarts: how often faults are mended inside the job (cluster.supervisor), None to end with the first.
+    """
 
     nodes: int
     gpus_per_node: int
     time: str
     partition: str | None = None
     continuations: int = 1
+    restarts: int | None = None
 
 
 def logs_dir(run_dir: Path) -> Path:
@@ -60,7 +64,7 @@ def sbatch_text(spec: JobSpec, options: SlurmOptions) -> str:
         'mkdir -p "$logs" || exit 2',
         *_staging(spec, options),
         "",
-        _srun(spec, options),
+        _srun(spec, options) if options.restarts is None else _supervised(spec, options),
         "code=$?",
         *_ending(options),
         'exit "$code"',
@@ -70,6 +74,8 @@ def sbatch_text(spec: JobSpec, options: SlurmOptions) -> str:
 
 def _directives(spec: JobSpec, options: SlurmOptions) -> list[str]:
     profile = spec.profile
+    # The job must live on when a node is gone.
+    survive = [] if options.restarts is None else ["--no-kill"]
     asked = {
         "--job-name": spec.config.name,
         "--nodes": options.nodes,
@@ -85,7 +91,12 @@ def _directives(spec: JobSpec, options: SlurmOptions) -> list[str]:
         "--open-mode": "append",
         "--array": f"1-{options.continuations}%1" if options.continuations > 1 else None,
     }
-    return [*(f"{name}={value}" for name, value in asked.items() if value is not None), "--requeue", *profile.sbatch]
+    return [
+        *(f"{name}={value}" for name, value in asked.items() if value is not None),
+        "--requeue",
+        *survive,
+        *profile.sbatch,
+    ]
 
 
 def _srun(spec: JobSpec, options: SlurmOptions) -> str:
@@ -110,6 +121,19 @@ def _srun(spec: JobSpec, options: SlurmOptions) -> str:
     command = [*in_apptainer(spec), spec.python, "-u", "-m", *spec.trainer_arguments, *staged]
     output = f'--output={shlex.quote(_as_pattern(logs_dir(spec.run_dir)))}/"$SLURM_JOB_ID"/rank-%t.log'
     return f"{shlex.join(parts)} {output} \\\n  {shlex.join(command)}"
+
+
+def _supervised(spec: JobSpec, options: SlurmOptions) -> str:
+    """The supervisor runs beside this shell and starts the ranks through one agent a node."""
+    if spec.profile.container is not None and spec.profile.container.runtime == "pyxis":
+        raise UserError("--restarts does not go with container.runtime=pyxis; leave it out, or use apptainer")
+    profile = ["--profile", spec.profile_source] if spec.profile_source else []
+    staged = ["--set", f"data.shards={scratch_folder(spec)}"] if spec.profile.scratch else []
+    settings = [part for override in spec.overrides for part in ("--set", override)]
+    asked = ["--slurm", "--procs", str(options.gpus_per_node), "--restarts", str(options.restarts)]
+    return shlex.join(
+        [spec.python, "-u", "-m", "cluster", "supervise", spec.recipe, *asked, *profile, *settings, *staged]
+    )
 
 
 def scratch_folder(spec: JobSpec) -> str:

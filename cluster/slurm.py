@@ -29,6 +29,8 @@ def check_options(options: SlurmOptions) -> None:
     for name in ("nodes", "gpus_per_node", "continuations"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    if options.restarts is not None and options.restarts < 0:
+        raise UserError(f"--restarts {options.restarts} must be at least 0")
 
 
 def check_cluster(spec: JobSpec, options: SlurmOptions) -> None:

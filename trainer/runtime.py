@@ -22,9 +22,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from trainer.errors import ReportedError, UserError, print_error
+from trainer.errors import LostRankError, ReportedError, UserError, print_error
 from trainer.meeting import meet
 from trainer.memory import present_memory_bytes
+from trainer.ranks import find_place
 from trainer.topology import Topology
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -69,7 +70,7 @@ def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
     A failure of one rank's body is printed once and ends all ranks, whatever they are waiting for. Raises UserError
     when fewer processes meet than the launcher promised, or a GPU is missing.
     """
-    if topology.world_size > 1:
+    if find_place(os.environ).launcher != "alone":
         _end_with_launcher()
     use_cuda = torch.cuda.is_available()
     # Asked on every rank alike: the first of the host prints it, and none waits for those that are gone.
@@ -151,13 +152,13 @@ def _ending_together(store: Store, *, topology: Topology) -> Iterator[None]:
         listener.join()
 
 
-def _lost_rank(error: Exception) -> UserError | None:
+def _lost_rank(error: Exception) -> LostRankError | None:
     """The line for a collective that broke because another process of the job is gone; None for other errors."""
     text = str(error)
     broken = isinstance(error, RuntimeError) and any(word in text for word in ("onnection", "NCCL", "gloo"))
     if not (broken or isinstance(error, dist.DistError)):
         return None
-    return UserError(
+    return LostRankError(
         "another process of this job ended without a word, killed or out of memory (the system's log may tell); all "
         f"have been stopped: start again to resume. The network said: {' '.join(text.split())[:160]}"
     )

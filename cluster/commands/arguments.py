@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 from cluster.job import JobSpec, describe_job
 from cluster.launch import Launch
-from cluster.profile import Profile, load_profile
 
 # Where a command adds its own parser.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -42,9 +41,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def job_of(options: argparse.Namespace, *, processes: Sequence[int]) -> JobSpec:
     """The checked job that the command line describes, in the present folder."""
-    profile = load_profile(options.profile) if options.profile else Profile()
     return describe_job(
-        options.recipe, overrides=options.overrides, profile=profile, processes=processes, workdir=Path.cwd()
+        options.recipe,
+        overrides=options.overrides,
+        profile=options.profile,
+        processes=processes,
+        workdir=Path.cwd(),
     )
 
 

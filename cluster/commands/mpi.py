@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from cluster.commands.arguments import Commands, add_job, job_of, print_or_become
-from cluster.hostfile import Host, check_names, read_hostfile
+from cluster.hostfile import Host, check_names, fill, read_hostfile
 from cluster.launch import first_line
 from cluster.launchers import mpi_launch
 from cluster.ssh import check_hosts
@@ -25,7 +25,8 @@ def add_parser(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     hosts = read_hostfile(options.hostfile)
-    used = fill(hosts, processes=options.processes, source=options.hostfile)
+    _check_slots(hosts, processes=options.processes, source=options.hostfile)
+    used = fill(hosts, processes=options.processes)
     spec = job_of(options, processes=[host.slots for host in used])
     launch = mpi_launch(spec, hostfile=options.hostfile)
     if not options.dry_run:
@@ -35,17 +36,10 @@ def _run(options: argparse.Namespace) -> int:
     return print_or_become(launch, dry_run=options.dry_run)
 
 
-def fill(hosts: tuple[Host, ...], *, processes: int, source: Path) -> tuple[Host, ...]:
-    """The hosts that so many processes take, filled in order; UserError when there are too few slots."""
+def _check_slots(hosts: tuple[Host, ...], *, processes: int, source: Path) -> None:
     slots = sum(host.slots for host in hosts)
     if not 1 <= processes <= slots:
         raise UserError(f"-n {processes}: {source} offers {slots} slots on {len(hosts)} host(s); ask for 1 to {slots}")
-    used = []
-    for host in hosts:
-        taken = min(host.slots, processes)
-        processes -= taken
-        used += [Host(host.name, taken)] if taken else []
-    return tuple(used)
 
 
 def _check_mpirun() -> None:

@@ -26,6 +26,12 @@ def add_parser(commands: Commands) -> None:
         metavar="K",
         help="for runs longer than the limit where requeueing is not allowed: K jobs one after the other [1]",
     )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        metavar="K",
+        help="mend faults inside the job, until K starts in a row brought no new step [end with the first fault]",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -36,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
         time=options.time,
         partition=options.partition,
         continuations=options.continuations,
+        restarts=options.restarts,
     )
     check_options(asked)
     spec = job_of(options, processes=[asked.gpus_per_node] * asked.nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,15 @@ PROFILE = """\
 device: cpu
 environment: {DS_ACCELERATOR: cpu, OMP_NUM_THREADS: "1", SHOWN: "a $HOME 'quoted' \\"value\\""}
 """
+STEPS = 200
+# Long enough to be met while it runs; without dropout, which is drawn by rank, other layouts compute the same.
+RECIPE_CHANGES = {
+    "steps: 24": f"steps: {STEPS}",
+    "every_steps: 12": "every_steps: 100",
+    "every_steps: 5": "every_steps: 20",
+    "micro_batch_size: 2": "micro_batch_size: 1",
+    "max_positions: 32": "max_positions: 32\n  hidden_dropout: 0.0\n  attention_dropout: 0.0",
+}
 TWO_STEPS = ("--set", "train.steps=2", "--set", "schedule.warmup_steps=1", "--set", "evaluation=null")
 
 
@@ -26,14 +36,22 @@ class Site(NamedTuple):
     profile: Path
     numbers: Iterator[int]
 
+    @property
+    def command(self) -> list[str]:
+        """`python -m cluster`."""
+        return [sys.executable, "-m", "cluster"]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The user's environment."""
+        path = f"{Path(sys.executable).parent}:{SYSTEM_PATH}"
+        # Open MPI starts as root only when told so twice.
+        as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        return {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": os.environ.get("HOME", "/root"), **as_root}
+
     def cluster(self, *arguments: object, cwd: Path, expect: int | None = 0, host: str = "node1"):
         """Run `python -m cluster ARGUMENTS` on a host."""
-        path = f"{Path(sys.executable).parent}:{SYSTEM_PATH}"
-        env = {"PATH": path, "PYTHONPATH": str(ROOT)}
-        # Open MPI starts as root only when told so twice.
-        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        command = [sys.executable, "-m", "cluster", *arguments]
-        return self.hosts.run(host, *command, cwd=cwd, env=env, expect=expect, timeout_s=200)
+        return self.hosts.run(host, *self.command, *arguments, cwd=cwd, env=self.env, expect=expect, timeout_s=200)
 
     def new_folder(self, name: str = "work") -> Path:
         """An empty folder that all hosts see."""

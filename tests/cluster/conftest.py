@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from cluster_site import PROFILE, Site
+from cluster_site import PROFILE, RECIPE_CHANGES, STEPS, Site
 from hosts import Hosts, what_is_missing
-from launching import RECIPE, write_corpus
+from launching import RECIPE, losses, write_corpus
 from slurm_cluster import Slurm
 
 from data_pipeline.build import build_shards
@@ -31,10 +32,10 @@ def slurm(hosts) -> Slurm:
 @pytest.fixture(scope="session")
 def site(hosts, tmp_path_factory) -> Site:
     folder = tmp_path_factory.mktemp("site")
-    text = write_corpus(folder / "text.txt", documents=200)
-    train_tokenizer([text], out=folder / "tokenizer", vocab_size=70, progress=False)
+    corpus = write_corpus(folder / "text.txt", documents=200)
+    train_tokenizer([corpus], out=folder / "tokenizer", vocab_size=70, progress=False)
     build_shards(
-        [text],
+        [corpus],
         tokenizer=folder / "tokenizer",
         out=folder / "shards",
         workers=1,
@@ -43,6 +44,21 @@ def site(hosts, tmp_path_factory) -> Site:
         progress=False,
     )
     recipe, profile = folder / "recipe.yaml", folder / "profile.yaml"
-    recipe.write_text(RECIPE.format(shards=folder / "shards").replace("micro_batch_size: 2", "micro_batch_size: 1"))
+    text = RECIPE.format(shards=folder / "shards")
+    for old, new in RECIPE_CHANGES.items():
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
     profile.write_text(PROFILE)
     return Site(hosts, folder, recipe, profile, itertools.count(1))
+
+
+@pytest.fixture(scope="session")
+def whole_run(site) -> Path:
+    """The run folder of the recipe trained on node1 and node2 without a fault."""
+    cwd = site.new_folder("whole")
+    hostfile = site.hostfile(cwd, "node1", "node2")
+    site.cluster("supervise", site.recipe, "--hostfile", hostfile, "--profile", site.profile, cwd=cwd)
+    run_dir = cwd / "runs/run"
+    assert len(losses(run_dir / "metrics.jsonl")) == STEPS
+    return run_dir

@@ -95,6 +95,10 @@ class Hosts:
         self._running[name] = (process, int(children.read_text()))
         wait_until(lambda: "LISTEN" in self._listening(name), what=f"sshd of {name}")
 
+    def is_on(self, name: str) -> bool:
+        """Whether a host runs."""
+        return name in self._running
+
     def power_off(self, name: str) -> None:
         """End a host and everything on it at once, as a power cut does; its cable goes first, so that nobody hears."""
         process, init = self._running.pop(name)

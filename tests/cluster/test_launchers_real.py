@@ -42,10 +42,7 @@ def test_what_ends_the_ranks_is_the_exit_code_of_deepspeed_over_ssh(site):
 def test_mpirun_trains_on_two_hosts_that_meet_through_mpi(site):
     cwd = site.new_folder()
     hostfile = site.hostfile(cwd, *site.hosts.names)
-    done = site.cluster(
-        *("mpi", site.recipe, "--hostfile", hostfile, "-n", 2, "--profile", site.profile, *TWO_STEPS), cwd=cwd
-    )
-    assert "step 2/2" in done.stdout
+    site.cluster(*("mpi", site.recipe, "--hostfile", hostfile, "-n", 2, "--profile", site.profile, *TWO_STEPS), cwd=cwd)
     check_two_steps_on(cwd / "runs/run", processes=2)
 
 

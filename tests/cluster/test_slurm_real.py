@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from cluster_site import TWO_STEPS
+from cluster_site import STEPS, TWO_STEPS
 from hosts import wait_until
 from launching import losses
 from slurm_cluster import CONTROLLER
@@ -46,16 +46,15 @@ def test_a_job_on_three_nodes_ends_with_its_ranks_and_is_followed(site, slurm):
     assert not (cwd / "executed").exists()
 
 
-def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slurm):
-    whole, cwd = site.new_folder(), site.new_folder()
-    submit(site, whole)
+def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slurm, whole_run):
+    cwd = site.new_folder()
     job = submit(site, cwd, "--set", "checkpoint.every_steps=1000")
     metrics = cwd / "runs/run/metrics.jsonl"
     wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=90)
     site.hosts.run(CONTROLLER, "scancel", "--signal=USR2", job)
     slurm.wait(job, states=("PENDING",))
     stopped_at = max(losses(metrics))
-    assert 3 <= stopped_at < 24
+    assert 3 <= stopped_at < STEPS
     # SLURM holds a requeued job for two minutes; a test does not.
     wait_until(
         lambda: (
