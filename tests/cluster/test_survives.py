@@ -60,5 +60,7 @@ def test_a_run_survives_a_killed_agent_and_a_host_that_loses_power(site, whole_r
     assert sorted(found) == list(range(1, STEPS + 1))
     resumed_at = cut_at // 20 * 20
     assert all(found[step] == whole[step] for step in range(1, resumed_at + 1))
-    assert all(abs(found[step] / whole[step] - 1) < 1e-4 for step in found)
+    # Beyond some sixty steps any two orders of additions drift apart.
+    after = range(resumed_at + 1, min(resumed_at + 50, STEPS) + 1)
+    assert all(abs(found[step] / whole[step] - 1) < 1e-5 for step in after)
     assert ranks_on(site, "node1") == []
