@@ -80,8 +80,7 @@ def job_status(job_id: str) -> str:
 
     UserError when none of them knows it any more.
     """
-    queued = _try("squeue", "--noheader", f"--jobs={job_id}", "--format=%i %T %M of %l, %D node(s) %R")
-    if queued:
+    if queued := _queued(job_id, columns="%i %T %M of %l, %D node(s) %R"):
         return queued
     columns = ["--format=JobID,State,ExitCode,Elapsed", "--allocations", "--noheader", "--parsable2"]
     accounted = _try("sacct", f"--jobs={job_id}", *columns)
@@ -97,7 +96,7 @@ def job_status(job_id: str) -> str:
 
 def cancel_job(job_id: str) -> None:
     """End a job, its steps and what waits of its array; UserError when SLURM knows no such job."""
-    if _try("squeue", "--noheader", f"--jobs={job_id}", "--format=%i") == "":
+    if not _queued(job_id, columns="%i"):
         raise UserError(f"job {job_id} is not queued or running: there is nothing to cancel")
     _ask("scancel", job_id)
 
@@ -113,6 +112,14 @@ def rank_log(run_dir: Path, *, rank: int | None) -> Path:
         there = sorted({path.name for path in folder.glob("*/rank-*.log")})
         raise UserError(f"{folder} has no log of {_log_name(rank)}; there are {', '.join(there) or 'none yet'}")
     return found[-1]
+
+
+def _queued(job_id: str, *, columns: str) -> str:
+    """What the queue says of a job, empty where it is not in it; UserError where there is no SLURM to ask."""
+    done = _run(["squeue", "--noheader", f"--jobs={job_id}", f"--format={columns}"])
+    if done is None or (done.returncode and "Invalid job id" not in done.stderr):
+        raise UserError(f"squeue: {first_line([done.stderr]) if done else 'not on the PATH; run this on a login node'}")
+    return done.stdout.strip()
 
 
 def _log_name(rank: int | None) -> str:
