@@ -232,7 +232,7 @@ def test_a_wrong_hostfile_is_refused(text: str, message: str, capsys: pytest.Cap
         ((*SLURM, "--nodes", "-1"), "--nodes -1 must be at least 1"),
         ((*SLURM, "--set", "runs_dir=a\\b"), "holds a backslash, which SLURM reads"),
         (
-            ("slurm", "demo", *SLURM[2:], "--profile", "aws_parallelcluster"),
+            ("slurm", "bert_base", *SLURM[2:], "--profile", "aws_parallelcluster"),
             "the profile's scratch=/scratch takes copies of ready shards, and the recipe has data.text",
         ),
         (SLURM, "sbatch is not on the PATH, so there is no SLURM here"),
@@ -276,7 +276,7 @@ def test_deepspeed_over_ssh_refuses_a_folder_that_a_shell_would_read(
 
 def test_percent_signs_which_pdsh_would_replace_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     named = hosts("a slots=2\n")
-    assert "cannot go through pdsh" in mistake(capsys, *DEEPSPEED, *named, "--set", "runs_dir=%h")
+    assert "cannot go through pdsh" in mistake(capsys, *DEEPSPEED, *named, "--set", "runs_dir=a%h")
     Path("site.yaml").write_text("environment: {A: '%h'}\n")
     assert "'%h' cannot go through pdsh" in mistake(capsys, *DEEPSPEED, *named, "--profile", "site.yaml")
 
