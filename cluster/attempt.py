@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import signal
 import time
@@ -103,9 +104,9 @@ class Attempt:
             order = {"argv": list(argv), "environments": environments, "logs": paths}
             self._channels[host.name].tell({"start": order})
 
-    def watch(self, *, stop_signal: Callable[[], int | None]) -> Outcome:
-        """Wait for the end of all ranks; `stop_signal` is asked for a signal to hand to them."""
-        beat_s, deadline = 0.0, float("inf")
+    def watch(self, *, stop_signal: Callable[[], int | None], limit_s: float = math.inf) -> Outcome:
+        """Wait for the end of all ranks, so long at most; `stop_signal` is asked for a signal to hand to them."""
+        beat_s, ending, deadline = 0.0, False, time.monotonic() + limit_s
         while self._running and time.monotonic() < deadline:
             now = time.monotonic()
             number = stop_signal()
@@ -116,8 +117,8 @@ class Attempt:
             self._note_silence(now)
             with contextlib.suppress(queue.Empty):
                 self._note(self._news.get(timeout=BEAT_S / 10))
-            if (self._first or self._lost) and deadline == float("inf"):
-                deadline = now + (_HANG_UP_S if self._lost else _LAST_WORDS_S)
+            if (self._first or self._lost) and not ending:
+                ending, deadline = True, now + (_HANG_UP_S if self._lost else _LAST_WORDS_S)
         for channel in self._channels.values():
             channel.tell({"signal": int(signal.SIGKILL)})
         return self._outcome()

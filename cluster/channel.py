@@ -1,4 +1,4 @@
-"""A pipe to the agent on a host: over ssh, or as a step of a SLURM job."""
+"""A pipe to a program of ours on a host: over ssh, or as a step of a SLURM job."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cluster.job import JobSpec
+from cluster.launchers import in_apptainer
 from cluster.ssh import SSH
 
 
@@ -27,24 +28,24 @@ class News(NamedTuple):
 Connect = Callable[[str], list[str]]
 
 
-def over_ssh(spec: JobSpec) -> Connect:
-    """The command that starts an agent on a host over ssh."""
+def over_ssh(spec: JobSpec, *, module: str = "cluster.agent") -> Connect:
+    """The command that starts a module of ours on a host over ssh."""
 
     def connect(host: str) -> list[str]:
         variables = [f"{name}={value}" for name, value in _environment(spec).items()]
-        agent = ["env", *variables, spec.python, "-m", "cluster.agent"]
-        return [*SSH, host, f"cd {shlex.quote(str(spec.workdir))} && exec {shlex.join(agent)}"]
+        program = ["env", *variables, *in_apptainer(spec), spec.python, "-m", module]
+        return [*SSH, host, f"cd {shlex.quote(str(spec.workdir))} && exec {shlex.join(program)}"]
 
     return connect
 
 
-def over_srun(spec: JobSpec) -> Connect:
-    """The command that starts an agent on a node of the SLURM job around this process."""
+def over_srun(spec: JobSpec, *, module: str = "cluster.agent") -> Connect:
+    """The command that starts a module of ours on a node of the SLURM job around this process."""
 
     def connect(host: str) -> list[str]:
         variables = [f"{name}={value}" for name, value in _environment(spec).items()]
         step = ["srun", "--overlap", "--immediate=10", "--nodes=1", "--ntasks=1", f"--nodelist={host}"]
-        return [*step, "--unbuffered", "--cpu-bind=none", "env", *variables, spec.python, "-m", "cluster.agent"]
+        return [*step, "--unbuffered", "--cpu-bind=none", "env", *variables, spec.python, "-m", module]
 
     return connect
 
@@ -55,7 +56,7 @@ def _environment(spec: JobSpec) -> dict[str, str]:
 
 
 class Channel:
-    """The pipe to one host's agent; what it says goes into `news`."""
+    """The pipe to one host's program; what it says, but for an agent's beats, goes into `news`."""
 
     def __init__(self, host: str, *, connect: Connect, news: queue.Queue[News]) -> None:
         self.host = host

@@ -21,7 +21,8 @@ _LAST_TASKS_S = 60
 class SlurmOptions:
     """What is asked of SLURM. continuations: jobs one after the other, each going on from the last one's save.
 
-    restarts: how often faults are mended inside the job (cluster.supervisor), None to end with the first.
+    restarts: how often faults are mended inside the job (cluster.supervisor), None to end with the first. preflight:
+    whether the nodes are looked at first.
     """
 
     nodes: int
@@ -30,6 +31,7 @@ class SlurmOptions:
     partition: str | None = None
     continuations: int = 1
     restarts: int | None = None
+    preflight: bool = False
 
 
 def logs_dir(run_dir: Path) -> Path:
@@ -64,6 +66,7 @@ def sbatch_text(spec: JobSpec, options: SlurmOptions) -> str:
         'mkdir -p "$logs" || exit 2',
         *_staging(spec, options),
         "",
+        *([f"{_on_first_node(spec, 'preflight', options)} || exit 2"] if options.preflight else []),
         _srun(spec, options) if options.restarts is None else _supervised(spec, options),
         "code=$?",
         *_ending(options),
@@ -124,16 +127,22 @@ def _srun(spec: JobSpec, options: SlurmOptions) -> str:
 
 
 def _supervised(spec: JobSpec, options: SlurmOptions) -> str:
-    """The supervisor runs beside this shell and starts the ranks through one agent a node."""
-    if spec.profile.container is not None and spec.profile.container.runtime == "pyxis":
-        raise UserError("--restarts does not go with container.runtime=pyxis; leave it out, or use apptainer")
+    """The supervisor, which starts the ranks through one agent a node."""
+    return f"{_on_first_node(spec, 'supervise', options)} --restarts {options.restarts} --no-preflight"
+
+
+def _on_first_node(spec: JobSpec, command: str, options: SlurmOptions) -> str:
+    """A command of ours that runs beside this shell, on the nodes of the job."""
+    if spec.profile.container is not None:
+        raise UserError(
+            f"`cluster {command}` runs outside the profile's container, where there is no {spec.python} with the "
+            "project; leave --restarts and --preflight out, or use a profile without container"
+        )
     profile = ["--profile", spec.profile_source] if spec.profile_source else []
     staged = ["--set", f"data.shards={scratch_folder(spec)}"] if spec.profile.scratch else []
     settings = [part for override in spec.overrides for part in ("--set", override)]
-    asked = ["--slurm", "--procs", str(options.gpus_per_node), "--restarts", str(options.restarts)]
-    return shlex.join(
-        [spec.python, "-u", "-m", "cluster", "supervise", spec.recipe, *asked, *profile, *settings, *staged]
-    )
+    asked = ["--slurm", "--procs", str(options.gpus_per_node), *profile, *settings, *staged]
+    return shlex.join([spec.python, "-u", "-m", "cluster", command, spec.recipe, *asked])
 
 
 def scratch_folder(spec: JobSpec) -> str:

@@ -15,7 +15,6 @@ from cluster.attempt import Attempt, Outcome, connect_all
 from cluster.channel import Connect
 from cluster.hostfile import Host, fill
 from cluster.job import JobSpec, check_layout
-from cluster.launchers import in_apptainer
 from cluster.sbatch import logs_dir
 from trainer.errors import UserError
 from trainer.ranks import job_port
@@ -77,7 +76,7 @@ class Supervisor:
             used = [f"{host.name}:{host.slots}" for host in layout]
             self._event("start", hosts=used, world_size=sum(host.slots for host in layout), logs=str(logs))
             spec = self._spec
-            argv = [*in_apptainer(spec), spec.python, "-u", "-m", *spec.trainer_arguments]
+            argv = [spec.python, "-u", "-m", *spec.trainer_arguments]
             # Another port each time: what a dead rank 0 left behind may hold the last one.
             port = job_port(zlib.crc32(str(logs).encode()))
             attempt.start(layout, argv=argv, port=port, logs=logs)

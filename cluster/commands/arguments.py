@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from cluster.channel import Connect
+from cluster.hostfile import Host
 from cluster.job import JobSpec, describe_job
 from cluster.launch import Launch
 
@@ -48,6 +51,13 @@ def job_of(options: argparse.Namespace, *, processes: Sequence[int]) -> JobSpec:
         processes=processes,
         workdir=Path.cwd(),
     )
+
+
+def print_connections(connect: Connect, *, hosts: Sequence[Host]) -> int:
+    """Print the command that starts a program of ours on each host."""
+    for host in hosts:
+        print(shlex.join(connect(host.name)))
+    return 0
 
 
 def print_or_become(launch: Launch, *, dry_run: bool) -> int:

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 from cluster.commands.arguments import Commands, add_job, job_of, print_or_become
-from cluster.hostfile import Host, check_names, fill, read_hostfile
+from cluster.commands.hosts import add_hostfile, add_preflight, look_over_ssh
+from cluster.hostfile import Host, fill, read_hostfile
 from cluster.launch import first_line
 from cluster.launchers import mpi_launch
-from cluster.ssh import check_hosts
 from trainer.errors import UserError
 
 
@@ -18,7 +18,8 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("mpi", help="train on the hosts of a hostfile, started by Open MPI's mpirun")
     add_job(parser)
-    parser.add_argument("--hostfile", type=Path, required=True, metavar="FILE", help="a line NAME slots=N for each")
+    add_preflight(parser)
+    add_hostfile(parser)
     parser.add_argument("-n", dest="processes", type=int, required=True, metavar="N", help="processes in all")
     parser.set_defaults(run=_run)
 
@@ -31,8 +32,7 @@ def _run(options: argparse.Namespace) -> int:
     launch = mpi_launch(spec, hostfile=options.hostfile)
     if not options.dry_run:
         _check_mpirun()
-        check_names(used, source=options.hostfile)
-        check_hosts(spec, hosts=[host.name for host in used])
+        look_over_ssh(options, spec, hosts=used)
     return print_or_become(launch, dry_run=options.dry_run)
 
 

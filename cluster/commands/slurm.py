@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from cluster.commands.arguments import Commands, add_job, job_of
+from cluster.commands.hosts import add_preflight
 from cluster.sbatch import SlurmOptions, sbatch_launch
 from cluster.slurm import check_cluster, check_options, submit
 
@@ -13,6 +15,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("slurm", help="submit the training to SLURM")
     add_job(parser, profile="generic_slurm")
+    add_preflight(parser)
     parser.add_argument("--nodes", type=int, required=True, metavar="N")
     parser.add_argument(
         "--gpus-per-node", type=int, required=True, metavar="G", help="processes a node; with --profile cpu no GPUs"
@@ -46,6 +49,9 @@ def _run(options: argparse.Namespace) -> int:
     )
     check_options(asked)
     spec = job_of(options, processes=[asked.gpus_per_node] * asked.nodes)
+    # The batch shell stands outside a container, and could not run our side of it.
+    unsaid = asked.nodes > 1 and spec.profile.container is None
+    asked = replace(asked, preflight=unsaid if options.preflight is None else options.preflight)
     launch = sbatch_launch(spec, asked, script=spec.run_dir / "job.sbatch")
     if options.dry_run:
         print(launch.text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def test_deepspeed_over_ssh_trains_on_two_hosts_and_signs_of_the_shell_are_never
     hostfile = site.hostfile(cwd, "node1", "node2")
     done = site.cluster(*("deepspeed", recipe, "--hostfile", hostfile, "--profile", site.profile, *TWO_STEPS), cwd=cwd)
     assert "step 2/2" in done.stdout
+    assert "preflight: 2 hosts have the same code, packages and data, and reach each other\n" in done.stdout
+    assert re.search(r"preflight: all-reduce between 2 hosts: \d+\.\d\d GB/s\n", done.stdout)
     check_two_steps_on(cwd / "runs/run", processes=2)
     assert not (cwd / "executed").exists()
 
@@ -31,7 +34,7 @@ def test_deepspeed_over_ssh_trains_on_two_hosts_and_signs_of_the_shell_are_never
 def test_what_ends_the_ranks_is_the_exit_code_of_deepspeed_over_ssh(site):
     cwd = site.new_folder()
     hostfile = site.hostfile(cwd, "node1", "node2")
-    wrong = ("--set", "data.shards=nowhere")
+    wrong = ("--no-preflight", "--set", "data.shards=nowhere")
     done = site.cluster(
         "deepspeed", site.recipe, "--hostfile", hostfile, "--profile", site.profile, *wrong, cwd=cwd, expect=2
     )
@@ -42,7 +45,8 @@ def test_what_ends_the_ranks_is_the_exit_code_of_deepspeed_over_ssh(site):
 def test_mpirun_trains_on_two_hosts_that_meet_through_mpi(site):
     cwd = site.new_folder()
     hostfile = site.hostfile(cwd, *site.hosts.names)
-    site.cluster(*("mpi", site.recipe, "--hostfile", hostfile, "-n", 2, "--profile", site.profile, *TWO_STEPS), cwd=cwd)
+    asked = ("--hostfile", hostfile, "-n", 2, "--profile", site.profile, "--no-preflight")
+    site.cluster("mpi", site.recipe, *asked, *TWO_STEPS, cwd=cwd)
     check_two_steps_on(cwd / "runs/run", processes=2)
 
 
@@ -67,3 +71,16 @@ def test_hosts_that_are_unknown_refuse_ssh_or_do_not_see_the_recipe_are_named_an
     site.hosts.cut("node3")
     assert "node3 refuses ssh without a password: ssh: connect to host node3" in refused("node1", "node3")
     site.hosts.heal("node3")
+
+
+def test_the_preflight_names_the_host_that_has_other_data(site):
+    cwd = site.new_folder()
+    manifest, other = site.folder / "shards/manifest.json", cwd / "other.json"
+    other.write_text(manifest.read_text() + "\n")
+    site.hosts.run("node3", "mount", "--bind", other, manifest)
+    hostfile = site.hostfile(cwd, *site.hosts.names)
+    asked = ("--hostfile", hostfile, "--profile", site.profile, "--set", "train.global_batch_size=6")
+    done = site.cluster("preflight", site.recipe, *asked, cwd=cwd, expect=2)
+    site.hosts.run("node3", "umount", manifest)
+    assert done.stderr.startswith(f"error: preflight: node3 has {manifest} ")
+    assert done.stderr.count("\n") == 1

@@ -19,10 +19,11 @@ def _slurm_runs(slurm) -> None:
     """SLURM is there for every test of this file."""
 
 
-def submit(site, cwd, *arguments, nodes: int = 2) -> str:
+def submit(site, cwd, *arguments, nodes: int = 2, preflight: bool = False) -> str:
     """Submit the recipe with one process a node; gives the job's id."""
     asked = ("--nodes", nodes, "--gpus-per-node", 1, "--time", "5", "--profile", site.profile)
-    done = site.cluster("slurm", site.recipe, *asked, *arguments, cwd=cwd)
+    wanted = "--preflight" if preflight else "--no-preflight"
+    done = site.cluster("slurm", site.recipe, *asked, wanted, *arguments, cwd=cwd)
     return re.search(r"submitted job (\d+);", done.stdout)[1]
 
 
@@ -35,7 +36,7 @@ def refused(site, cwd, *arguments) -> str:
 
 def test_a_job_on_three_nodes_ends_with_its_ranks_and_is_followed(site, slurm):
     cwd = site.new_folder("a folder; $(touch executed)")
-    job = submit(site, cwd, *TWO_STEPS, "--set", "train.global_batch_size=6", nodes=3)
+    job = submit(site, cwd, *TWO_STEPS, "--set", "train.global_batch_size=6", nodes=3, preflight=True)
     assert f"{job} " in site.cluster("status", "runs/run", cwd=cwd).stdout
     assert slurm.wait(job, states=("COMPLETED", "FAILED"))["ExitCode"] == "0:0"
     assert sorted(losses(cwd / "runs/run/metrics.jsonl")) == [1, 2]
@@ -43,6 +44,7 @@ def test_a_job_on_three_nodes_ends_with_its_ranks_and_is_followed(site, slurm):
     assert f"JobId={job} JobState=COMPLETED" in site.cluster("status", "runs/run", cwd=cwd).stdout
     assert "step 2/2" in site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
     assert {path.name for path in (cwd / "runs/run/logs" / job).iterdir()} == {f"rank-{rank}.log" for rank in range(3)}
+    assert "preflight: all-reduce between 3 hosts: " in site.cluster("logs", "runs/run", cwd=cwd).stdout
     assert not (cwd / "executed").exists()
 
 
@@ -73,6 +75,19 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
     one, other = (CheckpointReader(folder / last).weights() for folder in (cwd / "runs/run", whole_run))
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_supervised_job_mends_a_killed_rank_inside_its_allocation(site, slurm, whole_run):
+    cwd = site.new_folder()
+    job = submit(site, cwd, "--restarts", 2)
+    metrics = cwd / "runs/run/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 30, what="thirty steps", timeout_s=90)
+    site.hosts.run("node2", "pkill", "-9", "-f", "trainer pretrain")
+    ended = slurm.wait(job, states=("COMPLETED", "FAILED"))
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "0")
+    told = site.cluster("logs", "runs/run", cwd=cwd).stdout
+    assert "fault: why rank 1 was killed by signal 9, code 137" in told
+    assert losses(metrics) == losses(whole_run / "metrics.jsonl")
 
 
 def test_the_exit_code_of_a_mistake_comes_through(site, slurm):

@@ -150,6 +150,8 @@ mkdir -p "$logs" || exit 2
 srun --nodes=2 --ntasks=2 --ntasks-per-node=1 mkdir -p /scratch/shards-{scratch} || exit 2
 srun --nodes=2 --ntasks=2 --ntasks-per-node=1 cp -Ru '{folder}/my shards/.' /scratch/shards-{scratch} || exit 2
 
+/py -u -m cluster preflight {folder}/recipe.yaml --slurm --procs 4 --profile {folder}/site.yaml \
+--set data.shards=/scratch/shards-{scratch} || exit 2
 srun --nodes=2 --ntasks-per-node=4 --cpus-per-task=3 --cpu-bind=cores --gpu-bind=none --wait=60 --open-mode=append \
 --output={folder}/runs/small/logs/"$SLURM_JOB_ID"/rank-%t.log \\
   /py -u -m trainer pretrain {folder}/recipe.yaml --set data.shards=/scratch/shards-{scratch}
@@ -169,6 +171,29 @@ def test_continuations_are_an_array_one_at_a_time_that_ends_with_the_run(capsys:
     assert "scontrol requeue" not in text
     assert 'case $code in 0|2) scancel --state=PENDING "$SLURM_ARRAY_JOB_ID";; esac\n' in text
     assert "/logs/batch-%A_%a.log " in text
+
+
+def test_restarts_put_the_supervisor_in_the_place_of_srun_in_a_job_that_outlives_its_nodes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = dry_run(capsys, *SLURM, "--restarts", "5", "--no-preflight", "--set", "seed=3")
+    assert "#SBATCH --no-kill\n" in text
+    assert "cluster preflight" not in text
+    asked = "--slurm --procs 4 --profile generic_slurm --set seed=3 --restarts 5 --no-preflight\ncode=$?"
+    assert f" -u -m cluster supervise {Path.cwd()}/recipe.yaml {asked}" in text
+    assert "cluster preflight" not in dry_run(capsys, *SLURM, "--nodes", "1")
+
+
+def test_supervising_over_ssh_shows_the_agent_of_each_host(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("site.yaml").write_text("environment: {A: 'b c'}\n")
+    named = hosts("a slots=2\nb slots=2\n")
+    text = dry_run(capsys, "supervise", "recipe.yaml", *named, "--profile", "site.yaml")
+    first, second, third = text.splitlines()
+    assert first == f"# 4 rank(s), started by these: trainer pretrain {folder}/recipe.yaml"
+    argv = shlex.split(second)
+    assert argv[:6] == ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "a"]
+    assert argv[6] == f"cd {folder} && exec env 'A=b c' {sys.executable} -m cluster.agent"
+    assert shlex.split(third)[5] == "b"
 
 
 def test_pyxis_and_a_cpu_site_change_the_srun_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +254,14 @@ def test_a_wrong_hostfile_is_refused(text: str, message: str, capsys: pytest.Cap
         ((*SLURM[:-1], "0"), "--time 0: not a time"),
         ((*SLURM, "--partition", "a b"), "--partition 'a b': not the name of a partition"),
         ((*SLURM, "--continuations", "0"), "--continuations 0 must be at least 1"),
+        ((*SLURM, "--restarts", "-1"), "--restarts -1 must be at least 0"),
+        (
+            (*SLURM, "--profile", "dgx_h100", "--restarts", "1"),
+            "`cluster supervise` runs outside the profile's container",
+        ),
+        (("supervise", "demo", "--slurm", "--procs", "2"), "SLURM_JOB_NODELIST is not set: this is no SLURM job"),
+        (("supervise", "demo", "--slurm", "--restarts", "-1"), "--restarts -1 must be at least 0"),
+        (("supervise", "demo", "--hostfile", "x", "--procs", "2"), "--procs belongs to --slurm"),
         ((*SLURM, "--nodes", "-1"), "--nodes -1 must be at least 1"),
         ((*SLURM, "--set", "runs_dir=a\\b"), "holds a backslash, which SLURM reads"),
         (

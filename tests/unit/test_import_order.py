@@ -57,7 +57,7 @@ LEVELS = (
     ),
     ("trainer.resume", "trainer.export", "trainer.check"),
     ("trainer.setup",),
-    ("trainer.loop", "trainer.evaluate_run", "trainer.parity_run"),
+    ("trainer.loop", "trainer.fabric", "trainer.evaluate_run", "trainer.parity_run"),
     ("trainer.pretrain",),
     ("trainer.commands.*",),
     ("trainer.__main__", "trainer.demo", "data_pipeline.__main__", "cluster.__main__"),
