@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cluster.commands import deepspeed, local, mpi, preflight, slurm, supervise, watch
+from cluster.commands import deepspeed, local, mpi, preflight, report, slurm, supervise, watch
 from trainer.errors import run_command
 
 _DESCRIPTION = """\
@@ -20,7 +20,7 @@ Start the training of a recipe on one host or many. Recipe and layout are checke
 
 Each takes --dry-run, which prints exactly what would run."""
 
-_COMMANDS = (local, deepspeed, mpi, slurm, supervise, preflight, watch)
+_COMMANDS = (local, deepspeed, mpi, slurm, supervise, preflight, report, watch)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 import zlib
@@ -17,9 +16,9 @@ from cluster.hostfile import Host, fill
 from cluster.job import JobSpec, check_layout
 from cluster.sbatch import logs_dir
 from trainer.errors import UserError
+from trainer.events import append_event, read_json_lines
 from trainer.ranks import job_port
 
-EVENTS_FILE = "events.jsonl"
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -91,10 +90,7 @@ class Supervisor:
 
     def _event(self, event: str, **facts: Any) -> None:
         """Note what happened in the run folder, and say it."""
-        path = self._spec.run_dir / EVENTS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time_s": time.time(), "event": event, **facts}) + "\n")
+        append_event(self._spec.run_dir, event, **facts)
         said = ", ".join(f"{key} {value}" for key, value in facts.items())
         self._report(f"{event}: {said}")
 
@@ -114,14 +110,7 @@ def largest_layout(spec: JobSpec, hosts: Sequence[Host]) -> tuple[Host, ...]:
 def furthest_step(run_dir: Path) -> int:
     """The last step that the run has measured or saved, 0 before the first."""
     saved = [int(path.name.removeprefix("step-")) for path in run_dir.glob("checkpoints/step-*")]
-    metrics = run_dir / "metrics.jsonl"
-    measured = []
-    if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                measured.append(int(json.loads(line)["step"]))
-            except (ValueError, KeyError, TypeError):
-                continue  # a line torn by a crash
+    measured = [int(record["step"]) for record in read_json_lines(run_dir / "metrics.jsonl") if "step" in record]
     return max([0, *saved, *measured])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipeline.batch import Batch
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
 from trainer.errors import UserError
+from trainer.events import append_event
 from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
@@ -197,6 +198,8 @@ class Trainer:
             keep_last=run.config.checkpoint.keep_last,
             best_step=run.state.best_step,
         )
+        if run.runtime.is_main:
+            append_event(run.config.run_dir, "save", step=run.state.step)
         self._saved_at_s = time.monotonic()
         self._saved_step = run.state.step
 

@@ -13,6 +13,7 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizer import Tokenizer, copy_tokenizer
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.events import append_event
 from trainer.export import export_checkpoint, require_export
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter
@@ -46,7 +47,10 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)
             _keep_tokenizer(run.shards, run.config.run_dir)
+            append_event(run.config.run_dir, "train", step=run.state.step, world_size=topology.world_size)
         finished = _train(run)
+        if topology.is_main:
+            append_event(run.config.run_dir, "finished" if finished else "stopped", step=run.state.step)
         if not finished:
             progress.message(f"told to stop: saved step {run.state.step}; start again to go on")
         elif config.export:

@@ -14,6 +14,7 @@ LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
     (
         "trainer.config",
+        "trainer.events",
         "trainer.ranks",
         "trainer.topology",
         "trainer.strict_yaml",
