@@ -169,7 +169,10 @@ def _staging(spec: JobSpec, options: SlurmOptions) -> list[str]:
 def _ending(options: SlurmOptions) -> list[str]:
     """What follows from the exit code: a run that was told to stop and has saved goes on in the next job."""
     if options.continuations == 1:
-        return [f'if [ "$code" -eq {REQUEUE_EXIT_CODE} ]; then scontrol requeue "$SLURM_JOB_ID"; fi']
+        # Not where it is ending already, cancelled (it would come back) or being requeued by SLURM itself.
+        state = '"$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%t)"'
+        condition = f'[ "$code" -eq {REQUEUE_EXIT_CODE} ] && [ {state} = R ]'
+        return [f'if {condition}; then scontrol requeue "$SLURM_JOB_ID"; fi']
     # Done, or a mistake that every later one would make again.
     return ['case $code in 0|2) scancel --state=PENDING "$SLURM_ARRAY_JOB_ID";; esac']
 

@@ -101,17 +101,37 @@ def cancel_job(job_id: str) -> None:
     _ask("scancel", job_id)
 
 
-def rank_log(run_dir: Path, *, rank: int | None) -> Path:
-    """The newest job's log of a rank, or of the batch script; UserError naming what there is."""
-    folder = logs_dir(run_dir)
-    if rank is None:
-        found = sorted(folder.glob("batch-*.log"), key=lambda path: path.stat().st_mtime_ns)
-    else:
-        found = sorted(folder.glob(f"*/rank-{rank}.log"), key=lambda path: path.stat().st_mtime_ns)
+def rank_log(run_dir: Path, *, rank: int) -> Path:
+    """A rank's newest log; UserError naming what there is."""
+    found = sorted(logs_dir(run_dir).glob(f"*/rank-{rank}.log"), key=_changed)
     if not found:
-        there = sorted({path.name for path in folder.glob("*/rank-*.log")})
-        raise UserError(f"{folder} has no log of {_log_name(rank)}; there are {', '.join(there) or 'none yet'}")
+        there = ", ".join(sorted({path.name for path in logs_dir(run_dir).glob("*/rank-*.log")}))
+        raise UserError(f"{logs_dir(run_dir)} has no log of rank {rank}; there are {there or 'none yet'}")
     return found[-1]
+
+
+def batch_log(run_dir: Path) -> Path:
+    """The newest log of a batch script; UserError where there is none."""
+    found = sorted(logs_dir(run_dir).glob("batch-*.log"), key=_changed)
+    if not found:
+        raise UserError(f"{logs_dir(run_dir)} has no log of a batch script yet; `cluster status` tells why")
+    return found[-1]
+
+
+def rank_errors(run_dir: Path) -> list[str]:
+    """`rank N: error: ...` for the errors in the newest logs: a mistake of all ranks is told by only one of them."""
+    logs = sorted(logs_dir(run_dir).glob("*/rank-*.log"), key=_changed)
+    newest = [path for path in logs if path.parent == logs[-1].parent]
+    return [
+        f"{path.stem.replace('-', ' ')}: {line}"
+        for path in newest
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("error: ")
+    ]
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _queued(job_id: str, *, columns: str) -> str:
@@ -120,10 +140,6 @@ def _queued(job_id: str, *, columns: str) -> str:
     if done is None or (done.returncode and "Invalid job id" not in done.stderr):
         raise UserError(f"squeue: {first_line([done.stderr]) if done else 'not on the PATH; run this on a login node'}")
     return done.stdout.strip()
-
-
-def _log_name(rank: int | None) -> str:
-    return "a batch script" if rank is None else f"rank {rank}"
 
 
 def _ask(*argv: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from cluster.commands.arguments import Commands, add_run
-from cluster.slurm import cancel_job, job_status, last_job, rank_log
+from cluster.slurm import batch_log, cancel_job, job_status, last_job, rank_errors, rank_log
 
 
 def add_parser(commands: Commands) -> None:
@@ -16,7 +16,9 @@ def add_parser(commands: Commands) -> None:
     status.set_defaults(run=_status)
     logs = commands.add_parser("logs", help="print the last job's log")
     add_run(logs)
-    logs.add_argument("--rank", type=int, metavar="R", help="of this rank [the batch script]")
+    logs.add_argument(
+        "--rank", type=int, metavar="R", help="of this rank [the batch script's, and the errors of all ranks]"
+    )
     logs.set_defaults(run=_logs)
     cancel = commands.add_parser("cancel", help="end a run's last job")
     add_run(cancel)
@@ -29,8 +31,12 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    with rank_log(options.run_dir, rank=options.rank).open(encoding="utf-8", errors="replace") as log:
+    run_dir, rank = options.run_dir, options.rank
+    path = batch_log(run_dir) if rank is None else rank_log(run_dir, rank=rank)
+    with path.open(encoding="utf-8", errors="replace") as log:
         sys.stdout.writelines(log)
+    if rank is None:
+        print(*rank_errors(run_dir), sep="\n")
     return 0
 
 

@@ -66,7 +66,8 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
         ),
         what="SLURM to let the job start",
     )
-    assert slurm.wait(job, states=("COMPLETED", "FAILED"))["Restarts"] == "1"
+    ended = slurm.wait(job, states=("COMPLETED", "FAILED"))
+    assert (ended["Restarts"], ended["ExitCode"]) == ("1", "0:0"), site.cluster("logs", "runs/run", cwd=cwd).stdout
     log = site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
     assert f"told to stop: saved step {stopped_at}" in log
     assert f"at step {stopped_at}" in log.partition("told to stop")[2]
@@ -94,14 +95,26 @@ def test_the_exit_code_of_a_mistake_comes_through(site, slurm):
     cwd = site.new_folder()
     job = submit(site, cwd, "--set", "data.shards=nowhere")
     assert slurm.wait(job, states=("COMPLETED", "FAILED"))["ExitCode"] == "2:0"
-    assert "error: " in site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
+    assert re.search(r"^rank [01]: error: .*nowhere", site.cluster("logs", "runs/run", cwd=cwd).stdout, re.MULTILINE)
+
+
+def test_continuations_that_a_finished_run_does_not_need_are_cancelled(site, slurm):
+    cwd = site.new_folder()
+    job = submit(site, cwd, *TWO_STEPS, "--continuations", 2)
+    assert slurm.wait(f"{job}_1", states=("COMPLETED", "FAILED"))["ExitCode"] == "0:0"
+    assert slurm.wait(f"{job}_2", states=("CANCELLED", "RUNNING"))["JobState"] == "CANCELLED"
+    assert sorted(losses(cwd / "runs/run/metrics.jsonl")) == [1, 2]
 
 
 def test_a_job_is_cancelled_and_a_job_that_is_gone_is_said_to_be(site, slurm):
     cwd = site.new_folder()
     job = submit(site, cwd)
+    metrics = cwd / "runs/run/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=90)
     assert f"cancelled job {job}" in site.cluster("cancel", "runs/run", cwd=cwd).stdout
-    slurm.wait(job, states=("CANCELLED",))
+    # It saves, and does not come back.
+    assert slurm.wait(job, states=("CANCELLED", "PENDING"))["JobState"] == "CANCELLED"
+    assert "told to stop: saved step" in site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
     assert "there is nothing to cancel" in refused(site, cwd, "cancel", "runs/run")
     (cwd / "runs/run/jobs.jsonl").write_text('{"job_id": "999999"}\n')
     assert "job 999999 is gone" in refused(site, cwd, "status", "runs/run")

@@ -156,7 +156,8 @@ srun --nodes=2 --ntasks-per-node=4 --cpus-per-task=3 --cpu-bind=cores --gpu-bind
 --output={folder}/runs/small/logs/"$SLURM_JOB_ID"/rank-%t.log \\
   /py -u -m trainer pretrain {folder}/recipe.yaml --set data.shards=/scratch/shards-{scratch}
 code=$?
-if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+if [ "$code" -eq 75 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%t)" = R ]; \
+then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 
 sbatch --parsable --chdir {folder} --output {folder}/runs/small/logs/batch-%j.log {folder}/runs/small/job.sbatch
