@@ -51,8 +51,8 @@ def find_place(env: Mapping[str, str]) -> Place:
     if int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_JOB_ID" in env:
         raise UserError(
             f"SLURM promised {env['SLURM_NTASKS']} tasks, but this process is none of them: the batch script runs it "
-            "once; put srun before the command, start through `python -m cluster slurm`, or unset SLURM_NTASKS to train "
-            "in this process alone"
+            "once; put srun before the command, start through `python -m cluster slurm`, or unset SLURM_NTASKS to "
+            "train in this process alone"
         )
     return Place("alone", rank=0, world_size=1, local_rank=0, local_world_size=1)
 

@@ -16,9 +16,7 @@ def add_parser(commands: Commands) -> None:
     status.set_defaults(run=_status)
     logs = commands.add_parser("logs", help="print the last job's log")
     add_run(logs)
-    logs.add_argument(
-        "--rank", type=int, metavar="R", help="of this rank [the batch script's, and the errors of all ranks]"
-    )
+    logs.add_argument("--rank", type=int, metavar="R", help="this rank's [the batch script's, and all errors]")
     logs.set_defaults(run=_logs)
     cancel = commands.add_parser("cancel", help="end a run's last job")
     add_run(cancel)
