@@ -22,7 +22,9 @@ _SLURM_SETTINGS = ("partition", "account", "qos", "cpus_per_task", "sbatch", "mo
 def local_launch(spec: JobSpec) -> Launch:
     """DeepSpeed's launcher on this host."""
     refuse_slurm_settings(spec, launcher="local", apptainer=False)
-    argv = [*_deepspeed(spec), "--num_gpus", str(spec.world_size), "--module", "--no_local_rank"]
+    # Without a hostfile of ours it takes /job/hostfile, which some machines have.
+    argv = [*_deepspeed(spec), "--hostfile", os.devnull, "--num_gpus", str(spec.world_size)]
+    argv += ["--module", "--no_local_rank"]
     return Launch((*argv, *spec.trainer_arguments), environment=spec.profile.environment)
 
 

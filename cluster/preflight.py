@@ -15,7 +15,6 @@ from cluster.attempt import Attempt, connect_all
 from cluster.channel import Channel, Connect, News
 from cluster.hostfile import Host
 from cluster.job import JobSpec
-from cluster.sbatch import logs_dir
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.ranks import job_port
@@ -128,7 +127,7 @@ def _ask_all(
 
 def _fabric(spec: JobSpec, hosts: Sequence[Host], *, agents: Connect) -> str:
     """The line of the all-reduce between one rank a host; UserError with what the failing rank said."""
-    logs = logs_dir(spec.run_dir) / "preflight"
+    logs = spec.run_dir / "preflight"
     for old in logs.glob("rank-*.log"):
         old.unlink()
     channels, news = connect_all([host.name for host in hosts], connect=agents)

@@ -55,14 +55,16 @@ class Supervisor:
                 return outcome.code
             after = furthest_step(self._spec.run_dir)
             fruitless = 0 if after > before else fruitless + 1
-            if self._told:
-                return outcome.code
             if fruitless > self._restarts:
                 self._event("give up", why=f"{fruitless} attempts in a row brought no step after step {after}")
+                return outcome.code
+            if self._told:
                 return outcome.code
             pause_s = min(2.0**fruitless - 1, _LONGEST_PAUSE_S)
             self._event("restart", pause_s=pause_s, step=after)
             time.sleep(pause_s)
+            if self._told:
+                return outcome.code
 
     def _attempt(self) -> Outcome:
         channels, news = connect_all([host.name for host in self._hosts], connect=self._connect)
@@ -109,7 +111,8 @@ def largest_layout(spec: JobSpec, hosts: Sequence[Host]) -> tuple[Host, ...]:
 
 def furthest_step(run_dir: Path) -> int:
     """The last step that the run has measured or saved, 0 before the first."""
-    saved = [int(path.name.removeprefix("step-")) for path in run_dir.glob("checkpoints/step-*")]
+    names = [path.name.removeprefix("step-") for path in run_dir.glob("checkpoints/step-*")]
+    saved = [int(name) for name in names if name.isdecimal()]
     measured = [int(record["step"]) for record in read_json_lines(run_dir / "metrics.jsonl") if "step" in record]
     return max([0, *saved, *measured])
 

@@ -48,6 +48,8 @@ def test_mpirun_trains_on_two_hosts_that_meet_through_mpi(site):
     asked = ("--hostfile", hostfile, "-n", 2, "--profile", site.profile, "--no-preflight")
     site.cluster("mpi", site.recipe, *asked, *TWO_STEPS, cwd=cwd)
     check_two_steps_on(cwd / "runs/run", processes=2)
+    wrong = site.cluster("mpi", site.recipe, *asked, "--set", "data.shards=nowhere", cwd=cwd, expect=2)
+    assert (wrong.stdout + wrong.stderr).count("error: ") == 1
 
 
 def test_hosts_that_are_unknown_refuse_ssh_or_do_not_see_the_recipe_are_named_and_nothing_starts(site):

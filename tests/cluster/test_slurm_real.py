@@ -78,17 +78,27 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
     assert all(one[name].equal(other[name]) for name in one)
 
 
-def test_a_supervised_job_mends_a_killed_rank_inside_its_allocation(site, slurm, whole_run):
+def test_a_supervised_job_mends_a_killed_rank_and_a_lost_node_inside_its_allocation(site, slurm, whole_run):
     cwd = site.new_folder()
     job = submit(site, cwd, "--restarts", 2)
     metrics = cwd / "runs/run/metrics.jsonl"
     wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 30, what="thirty steps", timeout_s=90)
     site.hosts.run("node2", "pkill", "-9", "-f", "trainer pretrain")
-    ended = slurm.wait(job, states=("COMPLETED", "FAILED"))
-    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "0")
+    wait_until(lambda: max(losses(metrics)) >= 90, what="ninety steps", timeout_s=90)
+    try:
+        site.hosts.power_off("node2")
+        ended = slurm.wait(job, states=("COMPLETED", "FAILED", "PENDING"))
+    finally:
+        site.hosts.heal("node2")
+        site.hosts.boot("node2")
+        slurm.start("node2")
     told = site.cluster("logs", "runs/run", cwd=cwd).stdout
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), told
     assert "fault: why rank 1 was killed by signal 9, code 137" in told
-    assert losses(metrics) == losses(whole_run / "metrics.jsonl")
+    assert "fault: why lost node2" in told
+    found, whole = losses(metrics), losses(whole_run / "metrics.jsonl")
+    assert all(found[step] == whole[step] for step in range(1, 81))
+    assert sorted(found) == list(range(1, STEPS + 1))
 
 
 def test_the_exit_code_of_a_mistake_comes_through(site, slurm):

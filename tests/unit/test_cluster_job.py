@@ -63,7 +63,8 @@ def test_a_local_run_is_deepspeeds_launcher_with_a_port_of_the_runs_own(
     assert argv[:4] == [sys.executable, "-m", "deepspeed.launcher.runner", "--master_port"]
     assert 20_000 <= int(argv[4]) < 32_000
     trainer = ["trainer", "pretrain", str(folder / "recipe.yaml"), "--set", "seed=3"]
-    assert argv[5:] == ["--num_gpus", "4", "--module", "--no_local_rank", *trainer]
+    options = ["--hostfile", "/dev/null", "--num_gpus", "4", "--module", "--no_local_rank"]
+    assert argv[5:] == [*options, *trainer]
     other = shlex.split(dry_run(capsys, "local", "recipe.yaml", "--procs", "4", "--set", "name=other"))
     assert other[4] != argv[4]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -69,13 +70,13 @@ def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_nothing_left_out_
     run = load_recipe(str(tiny_recipe), overrides=[f"runs_dir={tmp_path / 'cut'}"]).run_dir
     saved = max((int(path.name[5:]) for path in run.glob("checkpoints/step-*")), default=None)
     assert saved == saved_step
+    if saved_step is not None:
+        state = json.loads((run / f"checkpoints/step-{saved_step:08d}/state.json").read_text())
+        assert state["evaluation_pending"] == pending
     cut = train(tiny_recipe, shards, runtime, tmp_path / "cut")
     whole = train(tiny_recipe, shards, runtime, tmp_path / "whole")
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
     assert cut.state == whole.state
-    if pending:
-        state = (run / "checkpoints/step-00000002/state.json").read_text()
-        assert "evaluation_pending" in state
 
 
 def test_signals_mean_what_they_did_once_training_is_over(runtime: Runtime) -> None:
