@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.agent import BEAT_S
 from cluster.channel import Channel, Connect, News
 from cluster.hostfile import Host
+from trainer.errors import REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 
 # A host from which nothing came for so long is lost.
 LOST_S = 15.0
@@ -21,6 +22,8 @@ _CONNECT_S = 20.0
 # How long the other ranks may take to end by themselves after one did.
 _LAST_WORDS_S = 20.0
 _HANG_UP_S = 3.0
+# Exit codes that mean an end only where all ranks ended with them.
+_AGREED = {USER_ERROR_EXIT_CODE: "all ranks refused", REQUEUE_EXIT_CODE: "told to stop, saved"}
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,16 @@ class Rank:
     number: int
     host: str
 
+    def __str__(self) -> str:
+        return f"rank {self.number} on {self.host}"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. code: the launcher's own way of exit codes, 128 + N for a signal. restart: whether
-    another attempt could do better. why: one line."""
+    """How an attempt ended.
+
+    code: an exit code, 128 + N for a signal. restart: whether another attempt could do better. why: one line.
+    """
 
     code: int
     restart: bool
@@ -42,7 +50,7 @@ class Outcome:
 
 
 def connect_all(hosts: Sequence[str], *, connect: Connect) -> tuple[dict[str, Channel], queue.Queue[News]]:
-    """Agents on all hosts that answer in time, by host."""
+    """Agents on all hosts that answer in time, by host; beats keep the first while the last is waited for."""
     news: queue.Queue[News] = queue.Queue()
     channels = {host: Channel(host, connect=connect, news=news) for host in hosts}
     deadline = time.monotonic() + _CONNECT_S
@@ -50,10 +58,10 @@ def connect_all(hosts: Sequence[str], *, connect: Connect) -> tuple[dict[str, Ch
     while time.monotonic() < deadline and any(
         channel.heard_s is None and host not in refused for host, channel in channels.items()
     ):
-        try:
-            refused.add(news.get(timeout=0.1).host)
-        except queue.Empty:
-            continue
+        for channel in channels.values():
+            channel.tell({"beat": True})
+        with contextlib.suppress(queue.Empty):
+            refused.add(news.get(timeout=BEAT_S / 4).host)
     answering = {host: channel for host, channel in channels.items() if channel.heard_s and host not in refused}
     for host in channels.keys() - answering.keys():
         channels[host].close(patience_s=0.0)
@@ -67,8 +75,8 @@ class Attempt:
         self._channels = channels
         self._news = news
         self._running: dict[tuple[str, int], Rank] = {}
-        self._codes: dict[int, int] = {}
-        self._first: tuple[Rank, int] | None = None
+        self._codes: dict[Rank, int] = {}
+        self._first: Rank | None = None
         self._lost: list[str] = []
 
     def __enter__(self) -> Attempt:
@@ -129,9 +137,9 @@ class Attempt:
             return
         rank, code = self._running.pop((news.host, news.said["ended"]), None), news.said["code"]
         if rank is not None:
-            self._codes[rank.number] = code
+            self._codes[rank] = code
             if code != 0 and self._first is None:
-                self._first = (rank, code)
+                self._first = rank
 
     def _note_silence(self, now: float) -> None:
         for host, channel in self._channels.items():
@@ -147,18 +155,16 @@ class Attempt:
             del self._running[key]
 
     def _outcome(self) -> Outcome:
-        killed = [number for number, code in self._codes.items() if code < 0]
         if self._lost:
             return Outcome(1, True, f"lost {', '.join(self._lost)}")
         if self._first is None and not self._running:
             return Outcome(0, False, "all ranks ended in order")
         if self._first is None:
-            return Outcome(1, True, f"rank {next(iter(self._running.values())).number} did not end")
+            return Outcome(1, True, f"{next(iter(self._running.values()))} did not end")
         # One that was killed tells more than the first to notice.
-        rank, code = self._first
-        number = killed[0] if killed else rank.number
-        code = self._codes[number]
-        if not killed and set(self._codes.values()) == {code} and code in (2, 75) and not self._running:
-            return Outcome(code, False, "all ranks refused" if code == 2 else "told to stop, saved")
+        rank = next((rank for rank, code in self._codes.items() if code < 0), self._first)
+        code = self._codes[rank]
+        if set(self._codes.values()) == {code} and code in _AGREED and not self._running:
+            return Outcome(code, False, _AGREED[code])
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        return Outcome(128 - code if code < 0 else code, True, f"rank {number} {how}")
+        return Outcome(128 - code if code < 0 else code, True, f"{rank} {how}")

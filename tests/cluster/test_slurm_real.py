@@ -94,7 +94,7 @@ def test_a_supervised_job_mends_a_killed_rank_and_a_lost_node_inside_its_allocat
         slurm.start("node2")
     told = site.cluster("logs", "runs/run", cwd=cwd).stdout
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0"), told
-    assert "fault: why rank 1 was killed by signal 9, code 137" in told
+    assert "fault: why rank 1 on node2 was killed by signal 9, code 137" in told
     assert "fault: why lost node2" in told
     found, whole = losses(metrics), losses(whole_run / "metrics.jsonl")
     assert all(found[step] == whole[step] for step in range(1, 81))

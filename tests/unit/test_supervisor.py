@@ -94,7 +94,7 @@ def test_a_killed_rank_ends_all_and_they_start_again() -> None:
     body = "if attempt == 1 and rank == 1: step(1); os.kill(os.getpid(), 9)\nif attempt == 1: time.sleep(60)"
     code, events = supervise(body)
     assert (code, named(events)) == (0, ["start", "fault", "restart", "start", "end"])
-    assert (events[1]["why"], events[1]["code"]) == ("rank 1 was killed by signal 9", 137)
+    assert (events[1]["why"], events[1]["code"]) == ("rank 1 on a was killed by signal 9", 137)
     assert events[2]["step"] == 1
 
 
@@ -103,7 +103,7 @@ def test_the_killed_rank_is_named_even_when_another_was_first_to_end() -> None:
         "if attempt == 1 and rank == 1: time.sleep(0.3); os.kill(os.getpid(), 9)\nsys.exit(69 if attempt == 1 else 0)"
     )
     code, events = supervise(body)
-    assert (code, events[1]["why"]) == (0, "rank 1 was killed by signal 9")
+    assert (code, events[1]["why"]) == (0, "rank 1 on a was killed by signal 9")
 
 
 def test_a_mistake_of_all_ranks_is_not_tried_again() -> None:
@@ -160,6 +160,14 @@ def test_a_lost_host_is_left_out_and_the_run_goes_on_with_fewer_ranks() -> None:
     assert events[1]["why"] == "lost b"
     assert [event["world_size"] for event in events if event["event"] == "start"] == [3, 2]
     assert Path("runs/small/logs/attempt-0002/rank-0.log").read_text() == "2\n"
+
+
+def test_agents_that_answer_are_kept_while_a_slow_one_is_waited_for() -> None:
+    quick = "import cluster.agent as agent; agent.SILENCE_S = 1.0; agent.Agent().run()"
+    slow = f"import time; time.sleep(2); {quick}"
+    argv = {host: [sys.executable, "-c", program] for host, program in (("a", quick), ("b", slow))}
+    code, events = supervise("", hosts=(Host("a", 1), Host("b", 1)), connect=argv.__getitem__)
+    assert (code, events[0]["world_size"]) == (0, 2)
 
 
 def test_without_any_host_it_gives_up_saying_so() -> None:
