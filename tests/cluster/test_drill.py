@@ -112,7 +112,7 @@ def test_random_faults_change_nothing_in_the_model_and_leave_nothing_behind(site
     arguments = ["--no-preflight", *(part for key, value in changed.items() for part in ("--set", f"{key}={value}"))]
     whole, cwd = site.new_folder(), site.new_folder()
     with supervised(site, whole, *arguments) as job:
-        assert job.wait() == 0
+        assert job.wait(timeout=600) == 0, (whole / "out").read_text()
     run_dir = cwd / "runs/run"
     metrics, drill, waits, lost = run_dir / "metrics.jsonl", Drill(site, run_dir, seed=FAULTS), [], []
     with supervised(site, cwd, *arguments) as job:
@@ -134,7 +134,7 @@ def test_random_faults_change_nothing_in_the_model_and_leave_nothing_behind(site
             starts = [event["step"] for event in trains if event["time_s"] > since_s]
             lost.append(before - starts[-1] if starts else 0)
             print(f"{fault.__name__.replace('_', ' ')} at step {before}: {waits[-1]:.1f} s, {lost[-1]} steps lost")
-        assert job.wait() == 0, (cwd / "out").read_text()
+        assert job.wait(timeout=600) == 0, (cwd / "out").read_text()
     events = read_events(run_dir)
     starts = [event["time_s"] for event in events if event["event"] == "start"]
     trains = [event["time_s"] for event in events if event["event"] == "train"]
