@@ -90,11 +90,13 @@ class Channel:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self.heard_s = time.monotonic()
             try:
                 said = json.loads(line)
             except ValueError:
-                continue  # what a login shell prints before the agent starts
+                said = None
+            if not isinstance(said, dict):
+                continue  # what a login shell prints before the program starts
+            self.heard_s = time.monotonic()
             if "beat" not in said:
                 self._news.put(News(self.host, said))
         self._news.put(News(self.host, None))

@@ -48,7 +48,7 @@ def find_place(env: Mapping[str, str]) -> Place:
         _check_agreement(found[0], outer, env)
     if found:
         return found[0]
-    if int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_JOB_ID" in env:
+    if "SLURM_JOB_ID" in env and _integer("SLURM_NTASKS", env.get("SLURM_NTASKS", "1")) > 1:
         raise UserError(
             f"SLURM promised {env['SLURM_NTASKS']} tasks, but this process is none of them: the batch script runs it "
             "once; put srun before the command, start through `python -m cluster slurm`, or unset SLURM_NTASKS to "

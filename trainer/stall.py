@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,9 @@ class StallWatch:
             self._file.close()
             self._file = None
             self._path.unlink(missing_ok=True)
+            # Another rank's file may still be there.
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
 
     def beat(self) -> None:
         """Say that the run moves: the clock starts again."""

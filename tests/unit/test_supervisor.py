@@ -162,6 +162,12 @@ def test_a_lost_host_is_left_out_and_the_run_goes_on_with_fewer_ranks() -> None:
     assert Path("runs/small/logs/attempt-0002/rank-0.log").read_text() == "2\n"
 
 
+def test_what_a_login_shell_prints_first_is_passed_over() -> None:
+    agent = "exec " + " ".join(AGENT)
+    code, events = supervise("", connect=lambda host: ["sh", "-c", f"echo Welcome; echo 7; echo []; {agent}"])
+    assert (code, named(events)) == (0, ["start", "end"])
+
+
 def test_agents_that_answer_are_kept_while_a_slow_one_is_waited_for() -> None:
     quick = "import cluster.agent as agent; agent.SILENCE_S = 1.0; agent.Agent().run()"
     slow = f"import time; time.sleep(2); {quick}"
