@@ -10,8 +10,8 @@ from pathlib import Path
 from cluster.profile import Profile, load_profile
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.phases import plan_all_batches
 from trainer.recipe import RECIPES_DIR, load_recipe
-from trainer.topology import plan_batches
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,8 @@ def describe_job(
 
 
 def check_layout(config: Config, *, world_size: int) -> None:
-    """Raise UserError where the recipe's batch cannot be dealt over so many processes."""
+    """Raise UserError where a batch of the recipe cannot be dealt over so many processes."""
     try:
-        plan_batches(
-            global_batch_size=config.train.global_batch_size,
-            micro_batch_size=config.train.micro_batch_size,
-            dp_world_size=world_size,
-            lanes=config.data.lanes,
-        )
+        plan_all_batches(config, dp_world_size=world_size)
     except UserError as error:
         raise UserError(f"{world_size} processes do not fit the recipe: {error}") from None

@@ -21,6 +21,10 @@ Then look at them and, after copying them, check them:
   python -m data_pipeline inspect shards/ --html shards.html
   python -m data_pipeline verify shards/
 
+See in which order a run reads them, the same on any number of processes:
+
+  python -m data_pipeline order RECIPE --steps 0:2 --world-size 4
+
 Text is read from .txt (a document a line), .jsonl and .parquet (a text field each), .txt and .jsonl also
 compressed by gzip (.gz) or zstd (.zst), and .tar (a WebDataset of .txt or .json members)."""
 
@@ -50,6 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and masked rows too")
     inspect.set_defaults(run=_inspect)
+    _add_order(commands)
     return parser.parse_args(arguments)
 
 
@@ -102,6 +107,20 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="keep the first of documents that are equal but for white space and Unicode form",
     )
     parser.set_defaults(run=_build)
+
+
+def _add_order(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("order", help="print a hash of every row that a run's steps train on, in order")
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe's name")
+    parser.add_argument(
+        "--steps", type=_steps, required=True, metavar="A:B", help="the batches that take the run from step A to step B"
+    )
+    parser.add_argument("--world-size", type=_positive, default=1, metavar="W", help="ranks that read them [1]")
+    parser.add_argument("--micro-batch-size", type=_positive, metavar="M", help="rows a rank reads at once [recipe]")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="set one value of the recipe"
+    )
+    parser.set_defaults(run=_order)
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
@@ -211,11 +230,49 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _order(options: argparse.Namespace) -> int:
+    from data_pipeline.corpus import open_corpus
+    from data_pipeline.row_hashes import row_hashes
+    from trainer.phases import with_micro_batch_size
+    from trainer.prepare import shard_folders
+    from trainer.recipe import load_recipe
+
+    config = load_recipe(options.recipe, overrides=options.overrides)
+    if options.micro_batch_size is not None:
+        config = with_micro_batch_size(config, options.micro_batch_size)
+    folders = shard_folders(config, report=lambda line: print(line, file=sys.stderr))
+    first_step, end_step = options.steps
+    rows = row_hashes(
+        config,
+        open_corpus(config.data.all_sources, folders),
+        first_step=first_step,
+        end_step=end_step,
+        world_size=options.world_size,
+    )
+    for row in rows:
+        print(row.step, row.row, row.hash)
+    return 0
+
+
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
     return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, colon, end = text.partition(":")
+    if not colon or not first.isdecimal() or not end.isdecimal() or int(first) >= int(end):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B with A below B, as in 0:10")
+    return int(first), int(end)
 
 
 if __name__ == "__main__":

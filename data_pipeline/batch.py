@@ -14,6 +14,8 @@ from data_pipeline.packing import FRAME_TOKENS, PackingPlan
 
 Int32Array = npt.NDArray[np.int32]
 IGNORED_LABEL = -100
+EMPTY_ROW_SOURCE = -1
+_NO_DOCUMENTS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class PackedBlock:
 
     `tokens` (uint16 or uint32) holds [CLS] piece [SEP] for every piece; row r is
     tokens[token_starts[r]:token_starts[r+1]], made of the pieces piece_starts[r] to piece_starts[r+1], whose
-    framed lengths are `piece_lengths` and whose documents (numbers within the block) are `piece_documents`.
+    framed lengths are `piece_lengths` and whose documents (numbers within the split) are `piece_documents`.
+    `source` is the number of the mixture's source that the block is of.
     """
 
     tokens: npt.NDArray[np.unsignedinteger]
@@ -30,6 +33,7 @@ class PackedBlock:
     piece_starts: Int64Array
     piece_lengths: Int64Array
     piece_documents: Int64Array
+    source: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Batch:
     labels: int64 [B, S], the token to predict, IGNORED_LABEL where nothing is predicted.
     tokens: number of tokens that are not padding; predicted_tokens: number of labels that count.
     sum_squared_lengths: sum of squared piece lengths, which attention's cost is proportional to.
+    row_documents: for each row the documents of its pieces, as numbers within the split of its source.
+    row_sources: for each row the number of its source in the mixture, EMPTY_ROW_SOURCE for an empty row.
     """
 
     row_ids: Int64Array
@@ -52,6 +58,17 @@ class Batch:
     tokens: int
     predicted_tokens: int
     sum_squared_lengths: int
+    row_documents: tuple[Int64Array, ...] = ()
+    row_sources: tuple[int, ...] = ()
+
+    def tokens_by_source(self, num_sources: int) -> Int64Array:
+        """Tokens that are not padding, of each source of the mixture, int64 [num_sources]."""
+        if num_sources == 1:
+            return np.array([self.tokens], dtype=np.int64)
+        # Empty rows, the only ones without a source, have no tokens.
+        sources = np.maximum(self.row_sources, 0)
+        tokens = np.count_nonzero(self.document_ids, axis=1)
+        return np.bincount(sources, weights=tokens, minlength=num_sources).astype(np.int64)
 
     def model_inputs(self) -> dict[str, npt.NDArray[Any]]:
         """What the model's forward takes, by argument name."""
@@ -67,7 +84,15 @@ class Batch:
         return {"mlm": self.predicted_tokens}
 
 
-def frame_rows(tokens: npt.NDArray[np.unsignedinteger], plan: PackingPlan, *, cls_id: int, sep_id: int) -> PackedBlock:
+def frame_rows(
+    tokens: npt.NDArray[np.unsignedinteger],
+    plan: PackingPlan,
+    *,
+    cls_id: int,
+    sep_id: int,
+    first_document: int = 0,
+    source_number: int = 0,
+) -> PackedBlock:
     """Lay a block's tokens out row by row as the plan says, each piece between [CLS] and [SEP]."""
     length = plan.pieces.length[plan.piece]
     framed = length + FRAME_TOKENS
@@ -86,7 +111,8 @@ def frame_rows(tokens: npt.NDArray[np.unsignedinteger], plan: PackingPlan, *, cl
         token_starts=np.concatenate([[0], ends])[plan.row_starts],
         piece_starts=plan.row_starts,
         piece_lengths=framed,
-        piece_documents=plan.pieces.document[plan.piece],
+        piece_documents=first_document + plan.pieces.document[plan.piece],
+        source=source_number,
     )
 
 
@@ -99,6 +125,8 @@ def assemble(
     lengths: list[Int64Array] = []
     used = np.zeros(len(rows), dtype=np.int64)
     pieces = np.zeros(len(rows), dtype=np.int64)
+    documents = [_NO_DOCUMENTS] * len(rows)
+    sources = [EMPTY_ROW_SOURCE] * len(rows)
     for i, place in enumerate(rows):
         if place is None:
             continue
@@ -106,9 +134,11 @@ def assemble(
         start, end = block.token_starts[row], block.token_starts[row + 1]
         input_ids[i, : end - start] = block.tokens[start:end]
         used[i] = end - start
-        row_lengths = block.piece_lengths[block.piece_starts[row] : block.piece_starts[row + 1]]
-        pieces[i] = len(row_lengths)
-        lengths.append(row_lengths)
+        first_piece, end_piece = block.piece_starts[row], block.piece_starts[row + 1]
+        lengths.append(block.piece_lengths[first_piece:end_piece])
+        pieces[i] = end_piece - first_piece
+        documents[i] = block.piece_documents[first_piece:end_piece]
+        sources[i] = block.source
     flat_lengths = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
     document_ids, position_ids = _number_documents(flat_lengths, pieces=pieces, used=used, max_seq_len=max_seq_len)
     return Batch(
@@ -120,6 +150,8 @@ def assemble(
         tokens=int(used.sum()),
         predicted_tokens=0,
         sum_squared_lengths=int(np.square(flat_lengths).sum()),
+        row_documents=tuple(documents),
+        row_sources=tuple(sources),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -10,18 +12,33 @@ from data_pipeline.batch import Batch, PackedBlock, assemble, frame_rows
 from data_pipeline.hashing import Int64Array
 from data_pipeline.order import RowOrder
 from data_pipeline.packing import Packing, plan_rows
-from data_pipeline.row_counts import block_row_counts
+from data_pipeline.row_counts import count_blocks
 from data_pipeline.shards import BlockStore
 from trainer.errors import UserError
 
 EMPTY_ROW = -1
+# A row as its place: a packed block and the row's number within it.
+PackedRow: TypeAlias = tuple[PackedBlock, int]
+
+
+class Reader(Protocol):
+    """Reads rows by number, of one source or of several."""
+
+    @property
+    def rows_before_repeat(self) -> int:
+        """Rows before any source begins again."""
+        ...
+
+    def read(self, row_numbers: Int64Array) -> Batch:
+        """The rows with these numbers as an unmasked batch."""
+        ...
 
 
 class RowReader:
     """Reads rows of one split in the order of (shards, row shape, seed); holds no position of its own.
 
     `dp_world_size` only sizes the window of packed blocks: a rank that reads every dp_world_size-th row is at
-    lanes / dp_world_size blocks at a time.
+    lanes / dp_world_size blocks at a time. `source` is the split's number in a mixture.
     """
 
     def __init__(
@@ -34,15 +51,23 @@ class RowReader:
         seed: int,
         phase: int = 0,
         dp_world_size: int = 1,
+        source: int = 0,
     ) -> None:
         self._store = store
+        self._source = source
         self._max_seq_len = max_seq_len
         self._packing = packing
         self._special_ids = store.manifest.special_token_ids
         self._window_blocks = -(-lanes // dp_world_size)
         self._window: OrderedDict[tuple[int, int], PackedBlock] = OrderedDict()
-        counts = block_row_counts(store, max_seq_len=max_seq_len, packing=packing)
-        self.order = RowOrder(counts, lanes=lanes, seed=seed, phase=phase)
+        counts = count_blocks(store, max_seq_len=max_seq_len, packing=packing)
+        self.order = RowOrder(counts.rows, lanes=lanes, seed=seed, phase=phase)
+        self.tokens_per_epoch = int(counts.tokens.sum())
+
+    @property
+    def rows_before_repeat(self) -> int:
+        """Rows before the source begins again: an epoch."""
+        return self.order.rows_per_epoch
 
     def read(self, row_numbers: Int64Array) -> Batch:
         """The rows with these numbers as an unmasked batch, int64 [B] in; EMPTY_ROW gives a row of padding.
@@ -50,15 +75,19 @@ class RowReader:
         Raises UserError when a block is damaged.
         """
         present = row_numbers != EMPTY_ROW
-        places = self.order.locate(row_numbers[present])
-        found = iter(zip(places.epoch.tolist(), places.block.tolist(), places.row.tolist(), strict=True))
-        rows: list[tuple[PackedBlock, int] | None] = []
-        for is_present in present.tolist():
-            if is_present:
-                epoch, block, row = next(found)
-                rows.append((self._packed_block(epoch, block), row))
-            else:
-                rows.append(None)
+        found = iter(self.find(row_numbers[present]))
+        return self.assemble(row_numbers, [next(found) if there else None for there in present.tolist()])
+
+    def find(self, row_numbers: Int64Array) -> list[PackedRow]:
+        """Where rows lie, without copying them; raises UserError when a block is damaged."""
+        places = self.order.locate(row_numbers)
+        return [
+            (self._packed_block(epoch, block), row)
+            for epoch, block, row in zip(places.epoch.tolist(), places.block.tolist(), places.row.tolist(), strict=True)
+        ]
+
+    def assemble(self, row_numbers: Int64Array, rows: Sequence[PackedRow | None]) -> Batch:
+        """Found rows, None being an empty one, as an unmasked batch under these row numbers."""
         return assemble(row_numbers, rows, max_seq_len=self._max_seq_len, pad_id=self._special_ids["pad"])
 
     def _packed_block(self, epoch: int, number: int) -> PackedBlock:
@@ -85,7 +114,14 @@ class RowReader:
                 f"counts say {self.order.block_rows[number]}; remove rows-{self._store.split}-*.npy there: they are "
                 "counted again"
             )
-        packed = frame_rows(block.tokens, plan, cls_id=self._special_ids["cls"], sep_id=self._special_ids["sep"])
+        packed = frame_rows(
+            block.tokens,
+            plan,
+            cls_id=self._special_ids["cls"],
+            sep_id=self._special_ids["sep"],
+            first_document=self._store.first_document(number),
+            source_number=self._source,
+        )
         self._window[key] = packed
         return packed
 

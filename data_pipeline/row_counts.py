@@ -1,32 +1,47 @@
-"""How many rows each block has at one row length: counted once from the indexes and kept beside the shards."""
+"""Rows and tokens of each block at one row length: counted once from the indexes and kept beside the shards."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.hashing import Int64Array
-from data_pipeline.packing import Packing, count_rows
+from data_pipeline.packing import FRAME_TOKENS, Packing, count_rows
 from data_pipeline.shards import BlockStore
 
 
-def block_row_counts(store: BlockStore, *, max_seq_len: int, packing: Packing) -> Int64Array:
-    """Rows a block, int64 [blocks]; any number of ranks may call it at once, none waits for another."""
+@dataclass(frozen=True)
+class BlockCounts:
+    """What each block comes to in an epoch: its rows, and the tokens in them that are not padding; int64 [blocks]."""
+
+    rows: Int64Array
+    tokens: Int64Array
+
+
+def count_blocks(store: BlockStore, *, max_seq_len: int, packing: Packing) -> BlockCounts:
+    """Count rows and tokens; any number of ranks may call it at once, none waits for another."""
     path = _path(store, max_seq_len=max_seq_len, packing=packing)
     kept = _kept(path)
-    if kept is not None and kept.dtype == np.int64 and kept.shape == (store.num_blocks,):
-        return kept
-    counts = np.fromiter(
-        (count_rows(lengths, max_seq_len=max_seq_len, packing=packing) for lengths in store.iter_lengths()),
-        dtype=np.int64,
-        count=store.num_blocks,
-    )
+    if kept is not None and kept.dtype == np.int64 and kept.shape == (2, store.num_blocks):
+        return BlockCounts(*kept)
+    counts = np.empty((2, store.num_blocks), dtype=np.int64)
+    for block, lengths in enumerate(store.iter_lengths()):
+        counts[0, block] = count_rows(lengths, max_seq_len=max_seq_len, packing=packing)
+        counts[1, block] = _count_tokens(lengths, max_seq_len=max_seq_len)
     _keep(path, counts)
-    return counts
+    return BlockCounts(*counts)
+
+
+def _count_tokens(lengths: npt.NDArray[np.uint32], *, max_seq_len: int) -> int:
+    """The documents' tokens and the frames of all their pieces."""
+    pieces = -(-lengths.astype(np.int64) // (max_seq_len - FRAME_TOKENS))
+    return int(lengths.sum(dtype=np.int64) + FRAME_TOKENS * pieces.sum())
 
 
 def _path(store: BlockStore, *, max_seq_len: int, packing: Packing) -> Path:

@@ -126,6 +126,7 @@ class BlockStore:
         self.split = split
         self._shards = manifest.splits[split].shards
         self._first_block = [0, *accumulate(shard.blocks for shard in self._shards)]
+        self._first_document = [0, *accumulate(shard.documents for shard in self._shards)]
         self._index = lru_cache(maxsize=None)(self._load_index)
         self._lengths = lru_cache(maxsize=_SHARDS_OF_LENGTHS)(self._load_lengths)
 
@@ -133,6 +134,11 @@ class BlockStore:
     def num_blocks(self) -> int:
         """Blocks in the split."""
         return self._first_block[-1]
+
+    def first_document(self, block: int) -> int:
+        """The number, within the split, of a block's first document."""
+        shard, local = self._locate(block)
+        return self._first_document[shard] + int(self._index(shard).block_documents[:local].sum())
 
     def block_lengths(self, block: int) -> npt.NDArray[np.uint32]:
         """Tokens of each document of a block, from the index: no token is read."""

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.manifest import MANIFEST_FILE, load_manifest
-from data_pipeline.row_counts import block_row_counts
+from data_pipeline.corpus import Corpus, open_corpus
+from data_pipeline.from_recipe import reader_for
+from data_pipeline.manifest import load_manifest
 from data_pipeline.shards import BlockStore
 from trainer.config import Config, TokenizerConfig
 from trainer.ds_config import DeepSpeedPlan
 from trainer.memory_plan import MemoryPlan, MicroBatch, count_parameters, plan_memory
+from trainer.phases import Phase, phases_of
 from trainer.show_config import layout_for
 from trainer.topology import BatchPlan
 
@@ -22,10 +24,12 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What the shards hold, known once they are built: rows and tokens an epoch, document lengths."""
+    """What a phase reads from the shards, known once they are built.
+
+    rows_an_epoch: until a source begins again. document_tokens: mean length of the document that a token is in.
+    """
 
     rows_an_epoch: int
-    tokens: int
     document_tokens: int
 
 
@@ -36,7 +40,7 @@ class Check:
     config: Config
     batch_plan: BatchPlan
     ds_plan: DeepSpeedPlan
-    rows: RowFacts | None
+    rows: list[RowFacts]
     parameters: int
     memory: MemoryPlan
     checkpoint_bytes: int
@@ -50,20 +54,26 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
     precision that the device lacks, shards that are not there.
     """
     batch_plan, ds_plan = layout_for(config, world_size=world_size, device_type=device_type)
-    rows = _row_facts(config)
+    phases = phases_of(config)
+    corpus = _corpus(config)
+    rows = [_row_facts(phase.config, corpus) for phase in phases] if corpus else []
     model = config.model
     if model.vocab_size is None:
         model = model.model_copy(update={"vocab_size": _vocab_size(config)})
-    tokens = config.train.micro_batch_size * config.data.max_seq_len
-    document_tokens = min(rows.document_tokens if rows else config.data.max_seq_len, config.data.max_seq_len)
-    memory = plan_memory(
-        model,
-        micro_batch=MicroBatch(tokens, document_tokens, round(tokens * config.objective.mask_rate)),
-        precision=ds_plan.precision,
-        zero_stage=ds_plan.zero_stage,
-        dp_world_size=batch_plan.dp_world_size,
-        bucket_elements=int(ds_plan.config["zero_optimization"]["reduce_bucket_size"]),
-        program_bytes=program_bytes,
+    memory = max(
+        (
+            plan_memory(
+                model,
+                micro_batch=_micro_batch(phase.config, rows[phase.number] if rows else None),
+                precision=ds_plan.precision,
+                zero_stage=ds_plan.zero_stage,
+                dp_world_size=batch_plan.dp_world_size,
+                bucket_elements=int(ds_plan.config["zero_optimization"]["reduce_bucket_size"]),
+                program_bytes=program_bytes,
+            )
+            for phase in phases
+        ),
+        key=lambda plan: plan.peak_bytes,
     )
     parameters = count_parameters(model)
     return Check(
@@ -79,45 +89,48 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
     )
 
 
+def _micro_batch(config: Config, rows: RowFacts | None) -> MicroBatch:
+    length = config.data.max_seq_len
+    tokens = config.train.micro_batch_size * length
+    document_tokens = min(rows.document_tokens, length) if rows else length
+    return MicroBatch(tokens, document_tokens, round(tokens * config.objective.mask_rate))
+
+
 def _vocab_size(config: Config) -> int:
-    if config.data.shards is not None:
-        return load_manifest(config.data.shards).vocab_size
-    return (config.tokenizer or TokenizerConfig()).vocab_size
+    built = [source.shards for source in config.data.all_sources if source.shards is not None]
+    return load_manifest(built[0]).vocab_size if built else (config.tokenizer or TokenizerConfig()).vocab_size
 
 
-def _row_facts(config: Config) -> RowFacts | None:
-    """From the shards that the recipe names; None where they are still to be made from raw text."""
-    if config.data.shards is None or not (Path(config.data.shards) / MANIFEST_FILE).exists():
-        if config.data.shards is not None:
-            load_manifest(config.data.shards)  # says what is missing
-        return None
-    store = BlockStore(config.data.shards, manifest=load_manifest(config.data.shards), split="train")
-    counts = block_row_counts(store, max_seq_len=config.data.max_seq_len, packing=config.data.packing)
+def _corpus(config: Config) -> Corpus | None:
+    """The shards that the recipe names; None where some are still to be made from raw text."""
+    sources = config.data.all_sources
+    folders = [Path(source.shards) for source in sources if source.shards is not None]
+    return open_corpus(sources, folders) if len(folders) == len(sources) else None
+
+
+def _row_facts(config: Config, corpus: Corpus) -> RowFacts:
     squares = tokens = 0
-    longest = config.data.max_seq_len
-    for lengths in store.iter_lengths():
-        cut = lengths.clip(max=longest).astype(float)
-        squares += int((cut * cut).sum())
-        tokens += int(cut.sum())
-    return RowFacts(rows_an_epoch=int(counts.sum()), tokens=tokens, document_tokens=max(1, squares // max(tokens, 1)))
+    for source in corpus.sources:
+        for lengths in BlockStore(source.folder, manifest=source.manifest, split="train").iter_lengths():
+            cut = lengths.clip(max=config.data.max_seq_len).astype(float)
+            squares += int((cut * cut).sum())
+            tokens += int(cut.sum())
+    rows = reader_for(config, corpus, split="train", seed=config.seed).rows_before_repeat
+    return RowFacts(rows_an_epoch=rows, document_tokens=max(1, squares // max(tokens, 1)))
 
 
 def describe(check: Check, *, world_size: int) -> list[str]:
     """The findings as lines for a person."""
-    train, plan = check.config.train, check.batch_plan
-    positions = plan.global_batch_size * check.config.data.max_seq_len
-    lines = [
-        f"batch          {plan.global_batch_size} rows = {plan.micro_batch_size} a micro-batch x "
-        f"{plan.grad_accum_steps} micro-batches x {plan.dp_world_size} replicas",
-        f"step           {positions:,} token positions; {train.steps:,} steps",
+    plan = check.batch_plan
+    lines = []
+    for phase in phases_of(check.config):
+        lines += _describe_phase(phase, check=check)
+    lines += [
         f"lanes          {check.config.data.lanes}: {check.config.data.lanes // plan.dp_world_size} a replica",
         f"engine         ZeRO stage {check.ds_plan.zero_stage}, {check.ds_plan.precision}",
         *(f"note           {note}" for note in check.ds_plan.notes),
     ]
-    if check.rows is not None:
-        epochs = train.steps * plan.global_batch_size / check.rows.rows_an_epoch
-        lines.append(f"rows           {check.rows.rows_an_epoch:,} an epoch; the run is {epochs:.2f} epochs")
-    else:
+    if not check.rows:
         lines.append("rows           known once the shards are built from the recipe's text")
     lines += [
         f"weights        {check.parameters:,}",
@@ -129,6 +142,28 @@ def describe(check: Check, *, world_size: int) -> list[str]:
     for name, size in vars(check.memory).items():
         lines.append(f"  {name.removesuffix('_bytes'):<13}{_gib(size)}")
     return lines
+
+
+def _describe_phase(phase: Phase, *, check: Check) -> list[str]:
+    """Batches, steps and rows of a phase, under a heading of its own where there are several."""
+    train, replicas = phase.config.train, check.batch_plan.dp_world_size
+    steps = train.steps
+    lines = [f"phase {phase.number}        steps {phase.first_step:,} to {phase.first_step + steps:,}"]
+    for first, rows in phase.batch_sizes.stages():
+        micro_batches = rows // (train.micro_batch_size * replicas)
+        since = f", from step {first:,}" if train.batch_warmup else ""
+        lines.append(
+            f"batch          {rows} rows = {train.micro_batch_size} a micro-batch x {micro_batches} micro-batches x "
+            f"{replicas} replicas{since}"
+        )
+    positions = train.global_batch_size * phase.config.data.max_seq_len
+    lines.append(f"step           {positions:,} token positions; {steps:,} steps")
+    if check.rows:
+        an_epoch = check.rows[phase.number].rows_an_epoch
+        epochs = phase.batch_sizes.rows_before(steps) / an_epoch
+        what = "phase" if check.config.phases else "run"
+        lines.append(f"rows           {an_epoch:,} an epoch; the {what} is {epochs:.2f} epochs")
+    return lines if check.config.phases else lines[1:]
 
 
 def _gib(size: int) -> str:

@@ -1,7 +1,7 @@
 """A checkpoint folder on disk: its files, their checksums, and reading parameters back from any layout's pieces.
 
 step-00000100/
-    partition-00000-of-00002.safetensors   each rank's fragments of weights and optimiser state, fp32
+    partition-00000-of-00002.safetensors   each rank's fragments of weights, their average and optimiser state
     state.json                             everything else: counters, cursor, shapes, scalers, recipe
     checksums.json                         size and crc32 of every other file; written last
 """
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import UserError
-from trainer.fragments import WEIGHT
+from trainer.fragments import AVERAGE, WEIGHT
 
 SCHEMA_VERSION = 1
 STATE_FILE = "state.json"
@@ -151,10 +151,14 @@ class CheckpointReader:
         shared: Mapping[str, Any] = self.state["engine"]
         return shared
 
+    def optimizer_keys(self, name: str) -> list[str]:
+        """The optimiser's tensors of a parameter by key, empty when nothing had been updated yet."""
+        return sorted({kind for kind, of in self._pieces if of == name} - {WEIGHT, AVERAGE})
+
     @property
-    def optimizer_keys(self) -> list[str]:
-        """The optimiser's tensors by name, empty when nothing had been updated yet."""
-        return sorted({kind for kind, _ in self._pieces} - {WEIGHT})
+    def has_average(self) -> bool:
+        """Whether the run kept a moving average of its weights."""
+        return any(kind == AVERAGE for kind, _ in self._pieces)
 
     def read(self, kind: str, name: str, *, start: int, numel: int) -> Tensor:
         """Elements [start, start + numel) of a flattened parameter's weight or optimiser state, fp32."""
@@ -175,10 +179,17 @@ class CheckpointReader:
         return result
 
     def weights(self) -> dict[str, Tensor]:
-        """All fp32 master weights by parameter name, in their shapes."""
+        """All fp32 master weights by parameter name, in their shapes: what training goes on from."""
+        return self._whole(WEIGHT)
+
+    def evaluation_weights(self) -> dict[str, Tensor]:
+        """What is evaluated and exported: the weights' moving average where the run kept one, else the weights."""
+        return self._whole(AVERAGE if self.has_average else WEIGHT)
+
+    def _whole(self, kind: str) -> dict[str, Tensor]:
         shapes: dict[str, list[int]] = self.shared["parameter_shapes"]
         return {
-            name: self.read(WEIGHT, name, start=0, numel=_numel(shape)).reshape(shape) for name, shape in shapes.items()
+            name: self.read(kind, name, start=0, numel=_numel(shape)).reshape(shape) for name, shape in shapes.items()
         }
 
 

@@ -7,19 +7,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-Rate = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+from trainer.data_config import DEFAULT_LANES, MIN_SEQ_LEN, DataConfig
+from trainer.optimizer_config import AdamWConfig, OptimizerConfig
+from trainer.schedule_config import LinearConfig, ScheduleConfig, check_length
+from trainer.strict_model import PositiveInt, Rate, StrictModel
+from trainer.train_config import BatchWarmupStage, TrainConfig, check_batch_warmup
 
-# Highly composite on purpose: the number of data-parallel ranks must divide the number of lanes.
-DEFAULT_LANES = 960
-
-
-class StrictModel(BaseModel):
-    """A frozen section of the recipe: unknown keys are refused, and so is a type that would need guessing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+__all__ = ["DEFAULT_LANES", "Config", "DataConfig", "PositiveInt", "StrictModel", "TrainConfig"]
 
 
 class TokenizerConfig(StrictModel):
@@ -31,51 +27,18 @@ class TokenizerConfig(StrictModel):
     seed: int = 0
 
 
-class DataConfig(StrictModel):
-    """Where rows come from and what shape they have; exactly one of `shards` and `text` is set."""
-
-    shards: str | None = None
-    text: list[str] | None = None
-    text_field: str = "text"
-    document: Literal["line", "blank-line"] = "line"
-    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
-    word_starts: Literal["vocabulary", "jieba"] = "vocabulary"
-    deduplicate: bool = False
-    prepared: str | None = None
-    max_seq_len: PositiveInt = 512
-    packing: Literal["packed", "padded"] = "packed"
-    lanes: PositiveInt = DEFAULT_LANES
-    prefetch_batches: PositiveInt = 4
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _one_path_is_a_list_of_one(cls, text: object) -> object:
-        return [text] if isinstance(text, str) else text
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
-        if (self.shards is None) == (self.text is None):
-            raise ValueError(
-                "set exactly one of data.shards (a folder made by `data_pipeline build`) and data.text (raw text)"
-            )
-        if self.shards is not None and self.prepared is not None:
-            raise ValueError("data.prepared belongs to data.text; with data.shards remove it")
-        if self.shards is not None and (self.word_starts != "vocabulary" or self.deduplicate):
-            raise ValueError(
-                "data.word_starts and data.deduplicate belong to data.text, and shards were built with or without; "
-                "with data.shards remove them"
-            )
-        if self.max_seq_len < 4:
-            raise ValueError("data.max_seq_len must be at least 4: [CLS], [SEP] and two tokens")
-        return self
-
-
 class ObjectiveConfig(StrictModel):
-    """Masked-language modelling (Devlin et al. 2019, section 3.1)."""
+    """Masked-language modelling (Devlin et al. 2019, section 3.1).
+
+    label_smoothing: share of each target spread evenly over the vocabulary (Szegedy et al. 2016). z_loss: weight of
+    log² of the softmax's denominator (Chowdhery et al. 2022). Both are part of `train/loss` and of no validation loss.
+    """
 
     mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     mask_token_rate: Rate = 0.8
     random_token_rate: Rate = 0.1
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
 
     @model_validator(mode="after")
     def _rates_sum(self) -> ObjectiveConfig:
@@ -88,7 +51,10 @@ class ObjectiveConfig(StrictModel):
 
 
 class ModelConfig(StrictModel):
-    """The encoder's shape; `vocab_size` is taken from the tokenizer when it is left out."""
+    """The encoder's shape and dropout; `vocab_size` is taken from the tokenizer when it is left out.
+
+    embedding_dropout: None takes hidden_dropout; Hugging Face's classes have one rate for both, and export names that.
+    """
 
     hidden_size: PositiveInt = 768
     num_layers: PositiveInt = 12
@@ -100,6 +66,7 @@ class ModelConfig(StrictModel):
     norm: Literal["post", "pre"] = "post"
     positions: Literal["learned", "sinusoidal"] = "learned"
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
@@ -115,37 +82,21 @@ class ModelConfig(StrictModel):
         return self
 
 
-class OptimizerConfig(StrictModel):
-    """AdamW (Loshchilov and Hutter 2019); decay is not applied to biases and norms."""
+class PhaseConfig(StrictModel):
+    """A stretch of the run with rows, batches and rates of its own; what is left out is the recipe's.
 
-    name: Literal["adamw"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
-    eps: Annotated[float, Field(gt=0.0)] = 1e-6
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-
-
-class ScheduleConfig(StrictModel):
-    """Linear warm-up over `warmup_steps` applied steps, then linear decay to `final_ratio` of the peak."""
-
-    name: Literal["linear"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    final_ratio: Rate = 0.0
-
-
-class TrainConfig(StrictModel):
-    """How long, in which batches, and how often something is written.
-
-    stall_minutes: after so long without a step, or a batch of an evaluation, each process writes its stacks and ends.
+    `schedule` counts this phase's steps; without it the recipe's schedule spans all phases, with this phase's
+    `learning_rate` as its peak.
     """
 
     steps: PositiveInt
-    global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt
-    log_every_steps: PositiveInt = 10
-    stall_minutes: Annotated[float, Field(gt=0.0)] | None = 30.0
+    max_seq_len: Annotated[int, Field(ge=MIN_SEQ_LEN)] | None = None
+    global_batch_size: PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
+    batch_warmup: list[BatchWarmupStage] = Field(default_factory=list)
+    mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    schedule: ScheduleConfig | None = None
 
 
 class EngineConfig(StrictModel):
@@ -167,11 +118,28 @@ class CheckpointConfig(StrictModel):
     """When the run is saved; the best by validation loss is kept apart from the last `keep_last`.
 
     The clock behind `every_minutes` is looked at on logging steps, because asking it makes all ranks wait.
+    With `weights_only` the optimiser's state is left out: such a checkpoint can be evaluated and exported, but no
+    run can go on from it.
     """
 
     every_steps: PositiveInt = 500
     every_minutes: Annotated[float, Field(gt=0.0)] = 30.0
     keep_last: PositiveInt = 2
+    weights_only: bool = False
+
+
+class StabilityConfig(StrictModel):
+    """What to do when a step's loss is more than `threshold` deviations above the mean of the last `window` steps.
+
+    skip: the step's update is not applied; the loss is waited for on every step. rollback: weights and optimiser
+    return to the last checkpoint, and all rows consumed since stay consumed. stop: end the run. The last two look
+    at the losses on logging steps. A run with more than `max_spikes` ends.
+    """
+
+    on_spike: Literal["skip", "rollback", "stop"]
+    window: Annotated[int, Field(ge=2)] = 100
+    threshold: Annotated[float, Field(gt=0.0)] = 6.0
+    max_spikes: PositiveInt = 10
 
 
 class Config(StrictModel):
@@ -185,27 +153,64 @@ class Config(StrictModel):
     tokenizer: TokenizerConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = LinearConfig()
     train: TrainConfig
+    phases: list[PhaseConfig] = Field(default_factory=list)
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stability: StabilityConfig | None = None
     export: bool = True
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        if self.data.shards is not None and self.tokenizer is not None:
+        if self.data.has_shards and self.tokenizer is not None:
             raise ValueError("the tokenizer section belongs to data.text: shards bring their own tokenizer; remove it")
-        if self.data.max_seq_len > self.model.max_positions:
+        row_lengths = {"data": self.data.max_seq_len} | {
+            f"phases[{number}]": phase.max_seq_len or 0 for number, phase in enumerate(self.phases)
+        }
+        for where, length in row_lengths.items():
+            if length > self.model.max_positions:
+                raise ValueError(
+                    f"{where}.max_seq_len={length} is longer than model.max_positions="
+                    f"{self.model.max_positions}; raise the latter or shorten the rows"
+                )
+        if self.checkpoint.weights_only and self.stability is not None and self.stability.on_spike == "rollback":
             raise ValueError(
-                f"data.max_seq_len={self.data.max_seq_len} is longer than model.max_positions="
-                f"{self.model.max_positions}; raise the latter or shorten the rows"
+                "stability.on_spike=rollback needs the optimiser's state, which checkpoint.weights_only=true leaves out"
             )
-        if self.schedule.warmup_steps > self.train.steps:
+        check_length(self.schedule, total_steps=self.train.steps)
+        return self
+
+    @model_validator(mode="after")
+    def _phases_agree(self) -> Config:
+        if not self.phases:
+            return self
+        steps = [phase.steps for phase in self.phases]
+        if sum(steps) != self.train.steps:
             raise ValueError(
-                f"schedule.warmup_steps={self.schedule.warmup_steps} is longer than train.steps={self.train.steps}"
+                f"train.steps={self.train.steps} is not the sum of the phases' steps, {' + '.join(map(str, steps))}; "
+                f"set train.steps={sum(steps)}"
             )
+        if self.train.batch_warmup:
+            raise ValueError("train.batch_warmup counts steps of a run without phases; put it into a phase")
+        if self.data.on_exhausted == "stop":
+            raise ValueError("data.on_exhausted: stop goes with a run without phases, whose length the data decides")
+        scheduled = [phase.schedule is not None for phase in self.phases]
+        if any(scheduled) and (not all(scheduled) or self.schedule != LinearConfig()):
+            raise ValueError(
+                "the learning rate follows either the recipe's schedule over all phases or a schedule in every phase; "
+                "set schedule in all phases and not beside them, or in none"
+            )
+        for number, phase in enumerate(self.phases):
+            final = phase.global_batch_size or self.train.global_batch_size
+            try:
+                if phase.schedule is not None:
+                    check_length(phase.schedule, total_steps=phase.steps, of="steps")
+                check_batch_warmup(phase.batch_warmup, steps=phase.steps, global_batch_size=final)
+            except ValueError as error:
+                raise ValueError(f"phases[{number}].{error}") from None
         return self
 
     @property
@@ -228,6 +233,7 @@ def data_config_hash(config: Config) -> str:
             "max_seq_len": data.max_seq_len,
             "packing": data.packing,
             "lanes": data.lanes,
-            "objective": config.objective.model_dump(),
+            "weights": [source.weight for source in data.all_sources],
+            "objective": config.objective.model_dump(exclude={"label_smoothing", "z_loss"}),
         }
     )

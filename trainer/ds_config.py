@@ -41,6 +41,7 @@ def build_ds_config(
     )
     zero_stage, notes = _choose_stage(file.zero_optimization.stage, precision)
     _check_agreement(file, path=path, precision=precision, zero_stage=zero_stage, num_stages=topology.num_stages)
+    _check_whole_tensors(config, path=path, precision=precision, zero_stage=zero_stage)
     ds_config: dict[str, Any] = {
         "train_batch_size": batch_plan.global_batch_size,
         "train_micro_batch_size_per_gpu": batch_plan.micro_batch_size,
@@ -106,6 +107,24 @@ def _check_agreement(
         raise UserError(
             f"{path}: zero_optimization.stage={zero_stage} cannot be joined with num_stages={num_stages}: "
             "a pipeline keeps its gradients whole until the step; use stage 0 or 1"
+        )
+
+
+# What each of these computes over a whole parameter: over a ZeRO partition it would be another number in each layout.
+_WHOLE_TENSOR_OPTIMIZERS = {
+    "lamb": "the norms of each whole parameter and its update",
+    "stable_adamw": "the mean square of each whole parameter's update",
+    "muon": "whole matrices to orthogonalise",
+}
+
+
+def _check_whole_tensors(config: Config, *, path: Path, precision: Precision, zero_stage: int) -> None:
+    name = config.optimizer.name
+    if name in _WHOLE_TENSOR_OPTIMIZERS and zero_stage > 0:
+        half = "" if precision == "fp32" else f" ({precision} at stage 0 runs as stage 1)"
+        raise UserError(
+            f"optimizer.name={name!r} needs {_WHOLE_TENSOR_OPTIMIZERS[name]}, which ZeRO stage {zero_stage} of {path} "
+            f"cuts into partitions; use engine.ds_config: zero0 with engine.precision: fp32{half}, or another optimizer"
         )
 
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from trainer.config import PositiveInt, StrictModel
 from trainer.errors import UserError
 from trainer.setting_errors import describe_errors
+from trainer.strict_model import PositiveInt, StrictModel
 
 DS_CONFIGS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_pipeline.batch import IGNORED_LABEL, Batch
 from data_pipeline.hashing import Int64Array
 from data_pipeline.masking import TokenMasker
-from data_pipeline.reader import RowReader, validation_batches
+from data_pipeline.reader import Reader, validation_batches
 from trainer.model.bert import BertForMaskedLanguageModel
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm
 from trainer.step_sums import StepSums, stacked, weighted_mean
@@ -68,7 +68,7 @@ class Validation:
 
     def __init__(
         self,
-        reader: RowReader,
+        reader: Reader,
         masker: TokenMasker,
         *,
         max_rows: int,
@@ -81,7 +81,7 @@ class Validation:
         self._term_weights = term_weights
         self._masker = masker
         self._rows = validation_batches(
-            min(max_rows, reader.order.rows_per_epoch),
+            min(max_rows, reader.rows_before_repeat),
             micro_batch_size=micro_batch_size,
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.shards import load_manifest
+from data_pipeline.corpus import open_corpus, open_folder
 from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.evaluate import EvaluationResult, UnigramBaseline, plain_eval_step
@@ -29,9 +29,10 @@ class RunEvaluation:
 def evaluate_run(run_dir: Path, *, which: str, shards: Path | None = None) -> RunEvaluation:
     """Evaluate a checkpoint in this process alone, in fp32; `shards` replaces the folder the run was trained on."""
     config, checkpoint = open_checkpoint(run_dir, which=which)
-    folder = shards or Path(checkpoint.state["shards"])
-    manifest = load_manifest(folder)
-    if shards is None and manifest.fingerprint != checkpoint.state["cursor"]["fingerprint"]:
+    folders = [shards] if shards else [Path(folder) for folder in checkpoint.state["shards"]]
+    corpus = open_folder(shards) if shards else open_corpus(config.data.all_sources, folders)
+    manifest, folder = corpus.manifest, ", ".join(map(str, folders))
+    if shards is None and corpus.fingerprint != checkpoint.state["cursor"]["fingerprint"]:
         raise UserError(
             f"{folder} is not what the run was trained on (another fingerprint); name the folder to evaluate on by "
             "--shards DIR if that is meant"
@@ -42,12 +43,12 @@ def evaluate_run(run_dir: Path, *, which: str, shards: Path | None = None) -> Ru
             f"{folder} was built with another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}) than {run_dir} was "
             f"trained with ({tokenizer.sha256[:12]}); build the text with --tokenizer {tokenizer.folder}"
         )
-    validation = validation_for(config, folder, manifest)
+    validation = validation_for(config, corpus)
     if validation is None:
         raise UserError(f"{run_dir}: its recipe sets evaluation: null, so there are no held-out rows to evaluate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = create_model(config.model, seed=config.seed)
-    load_weights(model, checkpoint.weights(), source=str(checkpoint.folder))
+    load_weights(model, checkpoint.evaluation_weights(), source=str(checkpoint.folder))
     return RunEvaluation(
         checkpoint=checkpoint.folder,
         result=validation.run(plain_eval_step(model.to(device), device=device)),

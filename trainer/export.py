@@ -57,7 +57,7 @@ def export_checkpoint(run_dir: Path, *, which: str, out: Path | None = None) -> 
     config, checkpoint = open_checkpoint(run_dir, which=which)
     target = out or run_dir / EXPORT_DIR
     export_hf(
-        checkpoint.weights(),
+        checkpoint.evaluation_weights(),
         config=config.model,
         tokenizer_folder=run_dir / "tokenizer",
         out=target,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 WEIGHT = "weight"
+AVERAGE = "ema"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class StateSource(Protocol):
     def shared(self) -> Mapping[str, Any]: ...
 
     @property
-    def optimizer_keys(self) -> list[str]: ...
+    def has_average(self) -> bool: ...
+
+    def optimizer_keys(self, name: str) -> list[str]:
+        """The optimiser's tensors that are there of a parameter, by key."""
+        ...
 
     def read(self, kind: str, name: str, *, start: int, numel: int) -> Tensor:
         """Elements [start, start + numel) of a flattened parameter's weight or optimiser state, fp32."""
@@ -41,7 +46,7 @@ class StateSource(Protocol):
 
 
 def fragment_key(kind: str, name: str, start: int) -> str:
-    """Name of a saved tensor: what it is (`weight` or an optimiser's key), of which parameter, from which element."""
+    """Name of a saved tensor: what it is (`weight`, `ema` or an optimiser's key), whose, and from which element."""
     return f"{kind}|{name}|{start}"
 
 
@@ -100,7 +105,10 @@ def _of_subgroup(name: str, parameter: Any, optimizer: Any, dp_rank: int) -> Fra
 
 
 def optimizer_tensors(fragment: Fragment, base_optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Views of the fragment's optimiser state by key; empty before the first update."""
+    """Views of the fragment's optimiser state by key, one number an element; empty before the first update.
+
+    What an optimiser keeps besides is its count of updates, or follows from these (the norms that LAMB leaves).
+    """
     state = base_optimizer.state.get(fragment.flat, {})
     return {
         key: fragment.view(value)
@@ -110,31 +118,52 @@ def optimizer_tensors(fragment: Fragment, base_optimizer: torch.optim.Optimizer)
 
 
 def optimizer_scalars(fragments: list[Fragment], base_optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """State that is one number for all parameters, such as Adam's step count."""
-    scalars: dict[str, float] = {}
-    for fragment in fragments:
-        for key, value in base_optimizer.state.get(fragment.flat, {}).items():
-            is_scalar = torch.is_tensor(value) and value.numel() == 1 and value.shape != fragment.flat.shape
-            if is_scalar and scalars.setdefault(key, float(value)) != float(value):
-                raise RuntimeError(f"optimiser state {key!r} differs between parameters: {scalars[key]}, {value}")
-    return scalars
+    """`step`, the count of updates behind bias correction, which torch keeps by parameter and others by group."""
+    places: list[dict[str, Any]] = [*base_optimizer.param_groups]
+    places += [base_optimizer.state.get(flat, {}) for flat in distinct_flats(fragments)]
+    counts = {float(place["step"]) for place in places if "step" in place}
+    if len(counts) > 1:
+        raise RuntimeError(f"optimiser state 'step' differs between parameters: {sorted(counts)}")
+    return {"step": counts.pop()} if counts else {}
 
 
 def create_optimizer_state(
-    fragments: list[Fragment], base_optimizer: torch.optim.Optimizer, *, keys: list[str], scalars: dict[str, float]
+    fragments: list[Fragment], base_optimizer: torch.optim.Optimizer, *, source: StateSource
 ) -> None:
-    """Make the state that the optimiser would have made at its first update: zeros, and the given scalars."""
-    for flat in _distinct_flats(fragments):
-        group = base_optimizer.param_groups[0]
-        scalar_device = flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
-        state = base_optimizer.state[flat]
+    """Make the state that the optimiser would have made at its first update: zeros, and the count of `source`."""
+    scalars = source.shared["optimizer_scalars"]
+    groups = base_optimizer.param_groups
+    counting_groups = [group for group in groups if "step" in group]
+    for group in counting_groups:
+        group["step"] = int(scalars.get("step", 0))
+    on_device = any(group.get("fused") or group.get("capturable") for group in groups)
+    names = {id(fragment.flat): fragment.name for fragment in fragments}
+    for flat in distinct_flats(fragments):
+        # All parameters in one flat tensor have one optimiser.
+        keys = source.optimizer_keys(names[id(flat)])
+        base_optimizer.state.pop(flat, None)
         for key in keys:
-            state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
-        for key, value in scalars.items():
-            state[key] = torch.tensor(value, dtype=torch.float32, device=scalar_device)
+            base_optimizer.state[flat][key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
+        # Only moments are corrected for their bias: Muon's and SGD's momentum count nothing.
+        if "exp_avg" in keys and not counting_groups:
+            device = flat.device if on_device else torch.device("cpu")
+            base_optimizer.state[flat]["step"] = torch.tensor(scalars["step"], dtype=torch.float32, device=device)
 
 
-def _distinct_flats(fragments: list[Fragment]) -> Iterator[Tensor]:
+def refresh_working_copies(optimizer: Any, *, zero_stage: int) -> None:
+    """Make the weights that the model computes with follow masters that were written to; collective."""
+    if zero_stage in (1, 2):
+        optimizer.update_lp_params()
+    elif zero_stage == 3:
+        optimizer.checkpoint_event_prologue()  # lets go of whole parameters: they are gathered anew
+        # As its own step does it; the public way around this also asks for gradients, which there are none of.
+        for subgroup in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(subgroup)
+        optimizer.checkpoint_event_epilogue()  # gathers the small ones that every rank keeps whole
+
+
+def distinct_flats(fragments: list[Fragment]) -> Iterator[Tensor]:
+    """The flat tensors that fragments lie in, each once."""
     seen: set[int] = set()
     for fragment in fragments:
         if id(fragment.flat) not in seen:

@@ -6,20 +6,23 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.batch import Batch
+from trainer.checkpoint_files import CheckpointReader
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
 from trainer.errors import UserError
 from trainer.events import append_event
 from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
+from trainer.phases import phase_at, phases_of
 from trainer.preemption import StoppedEarly
 from trainer.progress import ProgressReporter
-from trainer.runtime import Runtime
+from trainer.runtime import Runtime, on_main
 from trainer.schedule import learning_rate
 from trainer.setup import Run
 from trainer.step_sums import StepSums, stacked, weighted_mean
@@ -48,7 +51,11 @@ class Trainer:
         self._peak_flops = total_peak_flops(run.runtime, run.ds_plan.precision)
         self._saved_at_s = time.monotonic()
         self._saved_step = run.state.step
-        self._uncollected_tokens = 0
+        self._phases = phases_of(run.config)
+        self._sources = [source.name for source in run.corpus.sources]
+        self._uncollected_tokens = np.zeros(len(self._sources), dtype=np.int64)
+        self._guard = run.spikes
+        self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
     def train(self) -> None:
         """Train to the recipe's last step, then evaluate and save what is not yet saved.
@@ -63,6 +70,8 @@ class Trainer:
             self._train()
         except StoppedEarly:
             if self.run.state.step > self._saved_step:
+                if (spike := self._find_spike()) is not None:
+                    self._answer_spike(spike)  # losses not yet looked at are in no checkpoint
                 self.save()
             raise
 
@@ -73,16 +82,14 @@ class Trainer:
                 self._poll()
             with self._meter.waiting_for_data():
                 batches = next(self.run.loader)
-            rate = learning_rate(
-                config.schedule,
-                peak=config.optimizer.learning_rate,
-                applied_steps=state.applied_steps,
-                total_steps=total,
-            )
-            sums = self.run.engine.train_step(batches, step=state.step, learning_rate=rate)
+            rate = self._learning_rate()
+            sums = self.run.engine.train_step(batches, step=state.step, learning_rate=rate, accept=self._accept)
             state.step += 1
             state.applied_steps += self.run.engine.was_applied
+            state.phase_applied_steps += self.run.engine.was_applied
             self._count(batches)
+            if self._guard is not None and self._accept is None:
+                self._guard.note(sums, step=state.step)
             time_to_save = state.step % config.checkpoint.every_steps == 0 or state.step == total
             # Logged before it is saved: a diverged run must not replace the last good checkpoint.
             if time_to_save or state.step % config.train.log_every_steps == 0:
@@ -93,6 +100,18 @@ class Trainer:
                 if self._evaluate_when_due() or time_to_save:
                     self.save()
 
+    def _learning_rate(self) -> float:
+        """The rate of the next update, by the schedule of the run or of its present phase."""
+        state, phase = self.run.state, phase_at(self._phases, self.run.state.step)
+        if state.step == phase.first_step:
+            state.phase_applied_steps = 0
+        return learning_rate(
+            phase.config.schedule,
+            peak=phase.config.optimizer.learning_rate,
+            applied_steps=state.phase_applied_steps if phase.own_schedule else state.applied_steps,
+            total_steps=phase.config.train.steps if phase.own_schedule else self.run.config.train.steps,
+        )
+
     def _count(self, batches: Sequence[Batch]) -> None:
         tokens = sum(batch.tokens for batch in batches)
         flops = model_flops(
@@ -102,7 +121,8 @@ class Trainer:
             predicted_tokens=sum(batch.predicted_tokens for batch in batches),
         )
         self._meter.add_step(tokens=tokens, positions=sum(batch.input_ids.size for batch in batches), flops=flops)
-        self._uncollected_tokens += tokens
+        for batch in batches:
+            self._uncollected_tokens += batch.tokens_by_source(len(self._sources))
 
     def _log(self, sums: StepSums, *, learning_rate: float) -> bool:
         """Write this step's figures; True when rank 0's clock says that it is time to save."""
@@ -117,24 +137,56 @@ class Trainer:
         losses = self._losses(tuple(sums), term_totals)
         loss = losses["train/loss"]
         self._collect_tokens()
+        spike = self._find_spike()
         values = {
             **losses,
             "train/learning_rate": learning_rate,
             "train/grad_norm": self.run.engine.gradient_norm,
             "train/loss_scale": self.run.engine.loss_scale,
             "train/tokens": float(state.tokens),
+            **{f"data/tokens/{name}": float(tokens) for name, tokens in state.source_tokens.items()},
             **_over_ranks(dict(zip(own, speed, strict=True)), ranks=runtime.topology.world_size),
             "memory/peak_gib": peak_memory_gib(runtime.device),
+            **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
         }
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.report(state.step, metrics=values)
         if not math.isfinite(loss):
+            place = self.run.engine.locate_non_finite()
             raise UserError(
-                f"the loss of step {state.step} is {loss}: training diverged; nothing was saved since step "
+                f"the loss of step {state.step} is {loss}{f', {place}' if place else ''}: training diverged; "
+                "nothing was saved since step "
                 f"{self._saved_step}. Lower optimizer.learning_rate or lengthen schedule.warmup_steps, and start "
                 f"again; if it then fails at once, remove {self.run.checkpoints.path(self._saved_step)}"
             )
+        if spike is not None:
+            self._answer_spike(spike)
         return bool(time_to_save)
+
+    def _find_spike(self) -> int | None:
+        return self._guard.find() if self._guard is not None and self._accept is None else None
+
+    def _answer_spike(self, step: int) -> None:
+        """Return to the last checkpoint's weights and optimiser, at the present row; or end the run."""
+        run = self.run
+        stop = run.spikes is None or run.spikes.on_spike == "stop"
+        saved = (
+            None if stop else on_main(run.runtime, lambda: run.checkpoints.newest_whole(report=self._progress.message))
+        )
+        if run.spikes is None or saved is None:
+            why = "stability.on_spike=stop" if stop else "there is no checkpoint to go back to"
+            raise UserError(
+                f"the loss spiked at step {step} and {why}; nothing was saved since step {self._saved_step}. Lower "
+                "optimizer.learning_rate, or choose stability.on_spike=skip, and start again"
+            )
+        source = CheckpointReader(saved)
+        run.engine.load_state(source)
+        run.state.applied_steps = source.state["applied_steps"]
+        run.spikes.roll_back(source.state.get("spikes") or {"losses": []})
+        self._progress.message(
+            f"the loss spiked at step {step}: went back to the weights of {saved.name}; the rows up to step "
+            f"{run.state.step} stay consumed"
+        )
 
     def _losses(self, terms: Sequence[str], totals: Tensor) -> dict[str, float]:
         """The trained loss by metric key, and each term's own where there are several."""
@@ -149,11 +201,15 @@ class Trainer:
         return values
 
     def _collect_tokens(self) -> None:
-        """Add what all ranks consumed since the last time to the run's count."""
-        tokens = torch.tensor(self._uncollected_tokens, dtype=torch.int64, device=self.run.runtime.device)
+        """Add what all ranks consumed since the last time to the run's counts."""
+        state = self.run.state
+        tokens = torch.from_numpy(self._uncollected_tokens.copy()).to(self.run.runtime.device)
         dist.all_reduce(tokens)
-        self.run.state.tokens += int(tokens)
-        self._uncollected_tokens = 0
+        state.tokens += int(tokens.sum())
+        if len(self._sources) > 1:
+            for name, of_source in zip(self._sources, tokens.tolist(), strict=True):
+                state.source_tokens[name] = state.source_tokens.get(name, 0) + of_source
+        self._uncollected_tokens[:] = 0
 
     def _evaluate_when_due(self) -> bool:
         """Evaluate at the recipe's steps and at the last one; True when the loss is the least so far."""
@@ -168,8 +224,11 @@ class Trainer:
         run, state = self.run, self.run.state
         if run.validation is None:
             return False
+        if (spike := self._find_spike()) is not None:
+            self._answer_spike(spike)  # first, because the best checkpoint is saved behind an evaluation
         state.evaluation_pending = True
-        result = run.validation.run(run.engine.eval_step, poll=self._poll)
+        with run.engine.averaged_weights():
+            result = run.validation.run(run.engine.eval_step, poll=self._poll)
         state.evaluation_pending = False
         values = result.metrics()
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
@@ -184,15 +243,16 @@ class Trainer:
         self._collect_tokens()
         run.checkpoints.save(
             run.state.step,
-            run.engine.state(),
+            run.engine.state(weights_only=run.config.checkpoint.weights_only),
             state={
                 **run.state.state_dict(),
+                "spikes": run.spikes.state_dict() if run.spikes is not None else None,
                 "cursor": run.loader.state_dict(),
                 "config": run.config.model_dump(),
                 "precision": run.ds_plan.precision,
                 "zero_stage": run.ds_plan.zero_stage,
                 "world_size": run.runtime.topology.world_size,
-                "shards": str(run.shards.absolute()),
+                "shards": [str(source.folder.absolute()) for source in run.corpus.sources],
             },
             topology=run.runtime.topology,
             keep_last=run.config.checkpoint.keep_last,

@@ -85,6 +85,11 @@ def cell_config(config: Config, cell: Cell, *, steps: int) -> Config:
             f"parity compares losses without dropout, but recipe {config.name!r} sets model.hidden_dropout="
             f"{config.model.hidden_dropout}, model.attention_dropout={config.model.attention_dropout}; set both to 0"
         )
+    if config.phases or config.train.batch_warmup:
+        raise UserError(
+            f"parity compares layouts of one batch, but recipe {config.name!r} changes its batches on the way; set "
+            "phases=[] and train.batch_warmup=[]"
+        )
     train = config.train.model_copy(
         update={"steps": steps, "micro_batch_size": config.train.global_batch_size // rows_at_once}
     )

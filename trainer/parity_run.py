@@ -14,16 +14,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.shards import load_manifest
+from data_pipeline.corpus import open_corpus
+from data_pipeline.from_recipe import loader_for
 from trainer.config import Config
 from trainer.errors import UserError, run_command
 from trainer.half_precision import half_precisions
 from trainer.parity import BOUND_TO_FP32, Cell, cell_config
-from trainer.prepare import shards_folder
+from trainer.prepare import pin_shards, shard_folders
 from trainer.recipe import dump_config, load_recipe
 from trainer.runtime import Runtime, started
 from trainer.schedule import learning_rate
-from trainer.setup import loader_for, make_engine, plan_layout, resolve
+from trainer.setup import make_engine, plan_layout, resolve
 from trainer.step_sums import stacked
 from trainer.topology import topology_from_env
 
@@ -39,13 +40,7 @@ def run_parity(
         raise UserError(f"--precisions {precision}: this machine's devices have {', '.join(trainable)} arithmetic only")
     if left_out := [name for name in BOUND_TO_FP32 if name not in trainable]:
         report(f"parity: without {', '.join(left_out)}, which this machine's devices have no arithmetic for")
-    shards = shards_folder(config, report=report)
-    pinned = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"shards": str(shards), "text": None, "prepared": None}),
-            "tokenizer": None,
-        }
-    )
+    pinned = pin_shards(config, shard_folders(config, report=report))
     losses: dict[Cell, list[float]] = {}
     for world_size in sorted({cell.world_size for cell in cells}):
         mine = [cell for cell in cells if cell.world_size == world_size]
@@ -83,14 +78,14 @@ def _launch(config: Config, cells: Sequence[Cell], *, world_size: int, steps: in
     return dict(zip(cells, curves, strict=True))
 
 
-def cell_losses(config: Config, cell: Cell, *, shards: Path, runtime: Runtime, steps: int) -> list[float]:
+def cell_losses(config: Config, cell: Cell, *, shards: Sequence[Path], runtime: Runtime, steps: int) -> list[float]:
     """Loss of each of the first `steps` steps in one cell; collective."""
-    manifest = load_manifest(shards)
-    config = resolve(cell_config(config, cell, steps=steps), manifest)
+    corpus = open_corpus(config.data.all_sources, shards)
+    config = resolve(cell_config(config, cell, steps=steps), corpus.manifest)
     topology = runtime.topology
-    batch_plan, ds_plan = plan_layout(config, runtime=runtime)
+    ds_plan = plan_layout(config, runtime=runtime)
     engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=None)
-    loader = loader_for(config, shards, manifest, dp_rank=topology.dp_rank, batch_plan=batch_plan)
+    loader = loader_for(config, corpus, dp_rank=topology.dp_rank, dp_world_size=topology.dp_world_size)
     curve = []
     applied_steps = 0
     for step in range(steps):
@@ -112,11 +107,9 @@ def _work(*, recipe: Path, wanted: Path, result: Path, steps: int) -> int:
     """One process of a launch: all cells, one after the other, in one process group."""
     config = load_recipe(str(recipe))
     cells = [Cell(**cell) for cell in json.loads(wanted.read_text(encoding="utf-8"))]
+    shards = shard_folders(config, report=print)
     with started(topology_from_env(os.environ), deterministic=config.deterministic) as runtime:
-        curves = [
-            cell_losses(config, cell, shards=Path(str(config.data.shards)), runtime=runtime, steps=steps)
-            for cell in cells
-        ]
+        curves = [cell_losses(config, cell, shards=shards, runtime=runtime, steps=steps) for cell in cells]
         if runtime.is_main:
             result.write_text(json.dumps(curves), encoding="utf-8")
     return 0

@@ -1,18 +1,18 @@
-"""Shards for a run: the folder the recipe names, or a tokenizer and shards made once from its raw text."""
+"""Shards for a run: the folders the recipe names, or a tokenizer and shards made once from its raw text."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic import write_atomically
-from data_pipeline.build import build_shards
+from data_pipeline.build import TOKENIZER_FOLDER, build_shards
 from data_pipeline.inputs import InputFile, expand_inputs
 from data_pipeline.manifest import MANIFEST_FILE
-from data_pipeline.tokenizer import METADATA_FILE, train_tokenizer
+from data_pipeline.tokenizer import METADATA_FILE, Tokenizer, train_tokenizer
 from trainer.config import Config, TokenizerConfig, fingerprint
 from trainer.errors import UserError
 
@@ -29,31 +29,70 @@ _RECIPE_KEYS = {
 }
 
 
-def shards_folder(config: Config, *, report: Callable[[str], None]) -> Path:
-    """The folder of token shards, made first if the recipe names raw text; one process calls it.
+def shard_folders(config: Config, *, report: Callable[[str], None]) -> list[Path]:
+    """Each source's folder of token shards, made first where the recipe names raw text; one process calls it.
 
     What is there from an earlier run is reused while the text files and the settings are the same, and when the text
-    is no longer there. Raises UserError for bad input.
+    is no longer there. Sources of raw text share one tokenizer, that of the first source of shards if there is one.
+    Raises UserError for bad input.
     """
-    if config.data.shards is not None:
-        return Path(config.data.shards)
+    sources = config.data.all_sources
+    folders = {source.name: Path(source.shards) for source in sources if source.shards is not None}
+    if config.data.has_text:
+        tokenizer = next(iter(folders.values())) / TOKENIZER_FOLDER if folders else None
+        folders |= _shards_in(_made_from_text(config, tokenizer=tokenizer, report=report), config)
+    return [folders[source.name] for source in sources]
+
+
+def pin_shards(config: Config, folders: Sequence[Path]) -> Config:
+    """The recipe with every source's shards where they lie now, in place of the text they were made from."""
+    sources = [
+        source.model_copy(update={"shards": str(folder), "text": None})
+        for source, folder in zip(config.data.all_sources, folders, strict=True)
+    ]
+    where = {"sources": sources} if config.data.sources else {"shards": str(folders[0])}
+    of_text = {"prepared": None, "word_starts": "vocabulary", "deduplicate": False}
+    data = config.data.model_copy(update={"shards": None, "text": None, **of_text, **where})
+    return config.model_copy(update={"data": data, "tokenizer": None})
+
+
+def _made_from_text(config: Config, *, tokenizer: Path | None, report: Callable[[str], None]) -> Path:
+    """The folder that holds the shards of all sources of raw text, and their tokenizer unless it is given."""
     base = Path(config.data.prepared) if config.data.prepared else config.run_dir / "data"
+    settings = _settings(config, tokenizer=tokenizer)
     try:
-        paths = [resolve_package_path(path) for path in config.data.text or []]
-        files = expand_inputs(paths)
+        texts = {name: [resolve_package_path(path) for path in paths] for name, paths in _texts(config).items()}
+        files = {name: expand_inputs(paths) for name, paths in texts.items()}
     except UserError as error:
-        kept = _finished_with(_settings(config), base=base)
+        kept = _finished_with(settings, base=base, config=config)
         if kept is None:
             raise
         report(f"{error}; going on with the shards that were made from it")
         return kept
-    folder = base / _key(config, files)
-    if not (folder / "shards" / MANIFEST_FILE).exists():
+    folder = base / _key(files, settings)
+    if not _is_finished(folder, config):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / SETTINGS_FILE, (json.dumps(settings, indent=2) + "\n").encode())
         try:
-            _build(config, paths, folder=folder, report=report)
+            tokenizer = tokenizer or _make_tokenizer(config, texts, folder=folder / "tokenizer", report=report)
+            for name, out in _shards_in(folder, config).items():
+                _build(config, texts[name], tokenizer=tokenizer, out=out, report=report)
         except UserError as error:
             raise UserError(_in_words_of_the_recipe(str(error))) from error
-    return folder / "shards"
+    return folder
+
+
+def _texts(config: Config) -> dict[str, list[str]]:
+    return {source.name: source.text for source in config.data.all_sources if source.text is not None}
+
+
+def _shards_in(folder: Path, config: Config) -> dict[str, Path]:
+    """Where the shards of each source of raw text lie in a folder made for them."""
+    return {name: folder / (f"shards-{name}" if config.data.sources else "shards") for name in _texts(config)}
+
+
+def _is_finished(folder: Path, config: Config) -> bool:
+    return all((shards / MANIFEST_FILE).exists() for shards in _shards_in(folder, config).values())
 
 
 def resolve_package_path(path: str) -> str:
@@ -74,47 +113,47 @@ def _in_words_of_the_recipe(message: str) -> str:
     return message
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: Config, *, tokenizer: Path | None) -> dict[str, Any]:
     """What of the recipe decides the shards, the files' content aside."""
     data = config.data
+    made = (config.tokenizer or TokenizerConfig()).model_dump()
     return {
-        "text": data.text,
+        "text": _texts(config),
         "text_field": data.text_field,
         "document": data.document,
         "validation_fraction": data.validation_fraction,
         "word_starts": data.word_starts,
         "deduplicate": data.deduplicate,
-        "tokenizer": (config.tokenizer or TokenizerConfig()).model_dump(),
+        "tokenizer": Tokenizer.load(tokenizer).sha256 if tokenizer else made,
     }
 
 
-def _key(config: Config, files: Sequence[InputFile]) -> str:
-    read = [(str(file.path), file.size, file.modified_ns) for file in files]
-    return fingerprint({"files": read, **_settings(config)})[:12]
+def _key(files: Mapping[str, Sequence[InputFile]], settings: Mapping[str, Any]) -> str:
+    read = {
+        name: [(str(file.path), file.size, file.modified_ns) for file in of_name] for name, of_name in files.items()
+    }
+    return fingerprint({"files": read, **settings})[:12]
 
 
-def _finished_with(settings: dict[str, Any], *, base: Path) -> Path | None:
-    """The shards made last with these settings, None when there are none."""
-    manifests = [
-        path.with_name("shards") / MANIFEST_FILE
-        for path in base.glob(f"*/{SETTINGS_FILE}")
-        if json.loads(path.read_bytes()) == settings
-    ]
-    finished = [path for path in manifests if path.exists()]
+def _finished_with(settings: dict[str, Any], *, base: Path, config: Config) -> Path | None:
+    """The folder made last with these settings, None when there is none with all its shards."""
+    same = [path for path in base.glob(f"*/{SETTINGS_FILE}") if json.loads(path.read_bytes()) == settings]
+    finished = [path for path in same if _is_finished(path.parent, config)]
     return max(finished, key=lambda path: path.stat().st_mtime_ns).parent if finished else None
 
 
-def _build(config: Config, paths: list[str], *, folder: Path, report: Callable[[str], None]) -> None:
+def _make_tokenizer(
+    config: Config, texts: Mapping[str, list[str]], *, folder: Path, report: Callable[[str], None]
+) -> Path:
+    """The folder of a tokenizer trained on all texts, unless it is there already."""
     tokenizer = config.tokenizer or TokenizerConfig()
     data = config.data
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / SETTINGS_FILE, (json.dumps(_settings(config), indent=2) + "\n").encode())
-    tokenizer_folder = folder / "tokenizer"
-    if not (tokenizer_folder / METADATA_FILE).exists():
+    paths = [path for of_source in texts.values() for path in of_source]
+    if not (folder / METADATA_FILE).exists():
         report(f"training a tokenizer of {tokenizer.vocab_size} pieces on {len(paths)} input path(s)")
         train_tokenizer(
             paths,
-            out=tokenizer_folder,
+            out=folder,
             vocab_size=tokenizer.vocab_size,
             model_type=tokenizer.model_type,
             character_coverage=tokenizer.character_coverage,
@@ -122,11 +161,16 @@ def _build(config: Config, paths: list[str], *, folder: Path, report: Callable[[
             document=data.document,
             text_field=data.text_field,
         )
-    report(f"building token shards in {folder / 'shards'}")
+    return folder
+
+
+def _build(config: Config, paths: list[str], *, tokenizer: Path, out: Path, report: Callable[[str], None]) -> None:
+    data = config.data
+    report(f"building token shards in {out}")
     build_shards(
         paths,
-        tokenizer=tokenizer_folder,
-        out=folder / "shards",
+        tokenizer=tokenizer,
+        out=out,
         validation_fraction=data.validation_fraction,
         document=data.document,
         text_field=data.text_field,

@@ -18,7 +18,7 @@ from trainer.export import export_checkpoint, require_export
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter
 from trainer.preemption import Preemption, StoppedEarly
-from trainer.prepare import shards_folder
+from trainer.prepare import shard_folders
 from trainer.progress import ProgressReporter
 from trainer.resume import Resume
 from trainer.run_folder import describe_run
@@ -39,14 +39,14 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
         require_export()
     with ExitStack() as held, started(topology, deterministic=config.deterministic) as runtime:
 
-        def prepare() -> Path:
+        def prepare() -> list[Path]:
             held.enter_context(_sole_owner(config.run_dir))
-            return shards_folder(config, report=progress.message)
+            return shard_folders(config, report=progress.message)
 
         run = set_up(config, shards=on_main(runtime, prepare), runtime=runtime, resume=resume, report=progress.message)
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)
-            _keep_tokenizer(run.shards, run.config.run_dir)
+            _keep_tokenizer(run.corpus.sources[0].folder, run.config.run_dir)
             append_event(run.config.run_dir, "train", step=run.state.step, world_size=topology.world_size)
         finished = _train(run)
         if topology.is_main:

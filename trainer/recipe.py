@@ -74,6 +74,10 @@ def _parse_override(override: str) -> tuple[KeyPath, Any]:
     key = key.strip()
     if not equals or not key:
         raise UserError(f"--set {override}: not of the form section.key=value, as in --set train.steps=100")
+    lists = {known.split("[]")[0] for known in known_keys(Config) if "[]" in known}
+    for name in lists:
+        if key.startswith((f"{name}.", f"{name}[")):
+            raise UserError(f"--set {override}: {name} is a list; set it as a whole, as in --set '{name}=[...]'")
     if key not in known_keys(Config):
         raise UserError(f"--set {override}: {unknown_key(key, root=Config)}")
     return tuple(key.split(".")), parse_yaml(text, source=f"--set {override}").value

@@ -13,7 +13,7 @@ from trainer.errors import UserError
 
 Resume = Literal["auto", "never"]
 # What says where a run is and reads, not what it computes.
-_NOT_TOLD = ("name", "runs_dir", "data.prepared", "data.text", "data.shards", "export")
+_NOT_TOLD = ("name", "runs_dir", "data.prepared", "data.text", "data.shards", "data.sources", "export")
 
 
 def find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Callable[[str], None]) -> Path | None:
@@ -29,7 +29,12 @@ def find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Cal
 
 
 def check_fits(config: Config, source: CheckpointReader) -> None:
-    """Raise UserError where the recipe names another model, or a last step that the checkpoint is past."""
+    """Raise UserError where no run can go on from the checkpoint, or not one of this recipe."""
+    if source.state["config"].get("checkpoint", {}).get("weights_only"):
+        raise UserError(
+            f"{source.folder} holds weights only (checkpoint.weights_only=true), so no run can go on from it; evaluate "
+            "or export it, or start a new run under another name"
+        )
     model = [
         change
         for change in changes(source.state["config"]["model"], config.model.model_dump())
@@ -39,6 +44,12 @@ def check_fits(config: Config, source: CheckpointReader) -> None:
         raise UserError(
             f"{source.folder} was made with another model (model.{'; model.'.join(model)}); restore the recipe, or "
             "start a new run under another name"
+        )
+    saved_optimizer = source.state["config"]["optimizer"]["name"]
+    if saved_optimizer != config.optimizer.name:
+        raise UserError(
+            f"{source.folder} holds the state of optimizer.name={saved_optimizer}, the recipe names "
+            f"{config.optimizer.name}; restore the recipe, or start a new run under another name"
         )
     if source.state["step"] > config.train.steps:
         raise UserError(

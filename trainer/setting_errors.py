@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from itertools import chain
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -22,6 +23,7 @@ _TYPE_RULES = {
     "bool_type": "true or false",
     "list_type": "a list",
     "model_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
 }
 _TYPE_NAMES = {
     bool: "true or false",
@@ -35,21 +37,27 @@ _TYPE_NAMES = {
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted path that a settings file may hold: a section's own name, then what is in it."""
+    """Every dotted path that a settings file may hold: a section's own name, then what is in it; `a[].b` in lists."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        for candidate in (field.annotation, *get_args(field.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                yield from known_keys(candidate, f"{prefix}{name}.")
+        items = "[]" if get_origin(field.annotation) is list else ""
+        sections = (known_keys(section, f"{prefix}{name}{items}.") for section in _sections(field.annotation))
+        # The variants of a section share keys.
+        yield from dict.fromkeys(chain.from_iterable(sections))
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    candidates = (annotation, *get_args(annotation))
+    return [found for found in candidates if isinstance(found, type) and issubclass(found, BaseModel)]
 
 
 def unknown_key(key: str, *, root: type[BaseModel]) -> str:
     """Say that a dotted path is no key of `root`, and name the nearest one, or all keys of its section."""
-    section, _, name = key.rpartition(".")
+    section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     keys = list(known_keys(root))
     siblings = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
     nearest = difflib.get_close_matches(name, siblings, n=1)
-    nearest = nearest or [known for known in keys if known.rpartition(".")[2] == name][:MAX_SHOWN]
+    nearest = nearest or [known for known in keys if known.rpartition(".")[2] == name and "[]" not in known][:MAX_SHOWN]
     if not siblings:
         nearest = nearest or difflib.get_close_matches(key, keys, n=1)
         siblings = [known for known in keys if "." not in known]
@@ -72,16 +80,42 @@ def describe_errors(error: ValidationError, *, root: type[BaseModel], locate: Ca
     `locate` names the place of a key path: `recipe.yaml:12`, or the `--set` it came from.
     """
     mistakes = sorted(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    shown = [f"{locate(mistake['loc'])}: {_describe(mistake, root)}" for mistake in mistakes[:MAX_SHOWN]]
+    shown = []
+    for mistake in mistakes[:MAX_SHOWN]:
+        path, variant = _without_variants(mistake["loc"], root)
+        shown.append(f"{locate(path)}: {_describe(mistake, dotted(path), variant, root)}")
     if len(mistakes) > MAX_SHOWN:
         shown.append(f"and {len(mistakes) - MAX_SHOWN} more")
     return "; ".join(shown)
 
 
-def _describe(mistake: ErrorDetails, root: type[BaseModel]) -> str:
-    key, kind, found = dotted(mistake["loc"]), mistake["type"], mistake["input"]
+def _without_variants(path: KeyPath, root: type[BaseModel]) -> tuple[KeyPath, type[BaseModel] | None]:
+    """A path without the variants' names that pydantic adds to it, and the variant that the last key stands in."""
+    plain: list[int | str] = []
+    sections, variant = [root], None
+    for part in path:
+        variants = {section.model_fields["name"].default: section for section in sections} if len(sections) > 1 else {}
+        if part in variants:
+            variant = variants[part]
+            sections = [variant]
+            continue
+        plain.append(part)
+        field = next((section.model_fields.get(str(part)) for section in sections), None)
+        sections = _sections(field.annotation) if field else []
+    return tuple(plain), variant
+
+
+def _describe(mistake: ErrorDetails, key: str, variant: type[BaseModel] | None, root: type[BaseModel]) -> str:
+    kind, found = mistake["type"], mistake["input"]
+    if kind == "extra_forbidden" and variant is not None and key in known_keys(root):
+        name = f"{key.rpartition('.')[0]}.name={variant.model_fields['name'].default}"
+        return f"{key} would be ignored with {name}, whose keys are {', '.join(variant.model_fields)}; remove it"
     if kind == "extra_forbidden":
         return unknown_key(key, root=root)
+    if kind == "union_tag_invalid":
+        choices = mistake["ctx"]["expected_tags"]
+        tag = mistake["ctx"]["tag"]
+        return f"{key}.name={tag!r} must be one of {choices}{_nearest_choice(tag, choices)}"
     if kind == "missing":
         return f"{key} is missing and has no default"
     if kind == "value_error":

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.loader import Cursor, TrainLoader
-from data_pipeline.masking import TokenMasker
-from data_pipeline.reader import RowReader
-from data_pipeline.shards import BlockStore, Manifest, load_manifest
+from data_pipeline.corpus import Corpus, open_corpus
+from data_pipeline.from_recipe import loader_for, masker_for, reader_for
+from data_pipeline.manifest import Manifest
+from data_pipeline.phased_loader import PhasedLoader
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
-from trainer.config import Config, data_config_hash
+from trainer.config import Config
 from trainer.ds_config import DeepSpeedPlan, build_ds_config
 from trainer.errors import UserError
 from trainer.evaluate import Validation
@@ -21,28 +21,29 @@ from trainer.model.create import create_model, parameter_groups
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
+from trainer.phases import most_micro_steps
 from trainer.resume import Resume, check_fits, describe_changes, find_checkpoint
 from trainer.runtime import Runtime, on_main
+from trainer.spikes import SpikeGuard
 from trainer.state import RunState
 from trainer.step import DataParallelStep
-from trainer.topology import BatchPlan, plan_batches
 
 
 @dataclass
 class Run:
-    """Everything the loop needs; `shards` is the folder the rows come from."""
+    """Everything the loop needs; `corpus` is what the rows come from."""
 
     config: Config
     runtime: Runtime
-    shards: Path
-    batch_plan: BatchPlan
+    corpus: Corpus
     ds_plan: DeepSpeedPlan
     engine: DataParallelStep
-    loader: TrainLoader
+    loader: PhasedLoader
     validation: Validation | None
     checkpoints: CheckpointStore
     state: RunState
     term_weights: Mapping[str, float]
+    spikes: SpikeGuard | None
 
 
 def resolve(config: Config, manifest: Manifest) -> Config:
@@ -56,47 +57,34 @@ def resolve(config: Config, manifest: Manifest) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
 
 
+def _shortened(config: Config, *, steps: int, report: Callable[[str], None]) -> Config:
+    """The recipe with as many steps as there is data for, where the data ends the run; UserError when that is none."""
+    if steps == config.train.steps:
+        return config
+    why = f"data.on_exhausted is stop and the data lasts for {steps} of train.steps={config.train.steps}"
+    warmup = max([config.schedule.warmup_steps, *(stage.until_step for stage in config.train.batch_warmup)])
+    if steps <= warmup:
+        raise UserError(f"{why}, the warm-up for {warmup}; shorten the warm-up or the batches, or let the data repeat")
+    report(f"{why}: the run ends there")
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+
+
 def term_weights_for(config: Config) -> dict[str, float]:
     """What the recipe trains, and how much each loss term weighs."""
     return {MASKED_LANGUAGE_MODEL: 1.0}
 
 
-def masker_for(config: Config, manifest: Manifest, *, seed: int) -> TokenMasker:
-    """The recipe's masking over the shards' tokenizer."""
-    objective = config.objective
-    return TokenMasker(
-        vocab_size=manifest.vocab_size,
-        special_ids=sorted(manifest.special_token_ids.values()),
-        mask_id=manifest.special_token_ids["mask"],
-        mask_rate=objective.mask_rate,
-        mask_token_rate=objective.mask_token_rate,
-        random_token_rate=objective.random_token_rate,
-        seed=seed,
-    )
+def validation_for(config: Config, corpus: Corpus, *, dp_rank: int = 0, dp_world_size: int = 1) -> Validation | None:
+    """The recipe's held-out rows, None when it asks for none; UserError when a source holds none.
 
-
-def validation_for(
-    config: Config, shards: Path, manifest: Manifest, *, dp_rank: int = 0, dp_world_size: int = 1
-) -> Validation | None:
-    """The recipe's held-out rows, None when it asks for none; UserError when the shards hold none."""
+    Their length and masking are the recipe's in all phases, so that their losses compare.
+    """
     evaluation = config.evaluation
     if evaluation is None:
         return None
-    if "validation" not in manifest.splits or manifest.splits["validation"].documents == 0:
-        raise UserError(
-            f"{shards} holds no validation documents; build with --validation-fraction 0.01 "
-            "(data.validation_fraction in a recipe with raw text), or set evaluation: null"
-        )
-    reader = RowReader(
-        BlockStore(shards, manifest=manifest, split="validation"),
-        max_seq_len=config.data.max_seq_len,
-        packing=config.data.packing,
-        lanes=config.data.lanes,
-        seed=evaluation.seed,
-    )
     return Validation(
-        reader,
-        masker_for(config, manifest, seed=evaluation.seed),
+        reader_for(config, corpus, split="validation", seed=evaluation.seed),
+        masker_for(config, corpus.manifest, seed=evaluation.seed),
         max_rows=evaluation.max_rows,
         micro_batch_size=config.train.micro_batch_size,
         dp_rank=dp_rank,
@@ -105,73 +93,50 @@ def validation_for(
     )
 
 
-def loader_for(config: Config, shards: Path, manifest: Manifest, *, dp_rank: int, batch_plan: BatchPlan) -> TrainLoader:
-    """The training rows of one data-parallel rank from row 0."""
-    reader = RowReader(
-        BlockStore(shards, manifest=manifest, split="train"),
-        max_seq_len=config.data.max_seq_len,
-        packing=config.data.packing,
-        lanes=config.data.lanes,
-        seed=config.seed,
-        dp_world_size=batch_plan.dp_world_size,
-    )
-    cursor = Cursor(
-        fingerprint=manifest.fingerprint,
-        data_config_hash=data_config_hash(config),
-        seed=config.seed,
-        phase=0,
-        next_row=0,
-    )
-    return TrainLoader(
-        reader,
-        masker_for(config, manifest, seed=config.seed),
-        cursor=cursor,
-        global_batch_size=batch_plan.global_batch_size,
-        micro_batch_size=batch_plan.micro_batch_size,
-        dp_rank=dp_rank,
-        dp_world_size=batch_plan.dp_world_size,
-        prefetch_batches=config.data.prefetch_batches,
-    )
-
-
-def plan_layout(config: Config, *, runtime: Runtime) -> tuple[BatchPlan, DeepSpeedPlan]:
-    """How the recipe's batch is dealt over this job's ranks, and what DeepSpeed gets; UserError where it cannot be."""
+def plan_layout(config: Config, *, runtime: Runtime) -> DeepSpeedPlan:
+    """What DeepSpeed gets for the recipe on this job's ranks; UserError where a batch cannot be dealt over them."""
     topology = runtime.topology
-    batch_plan = plan_batches(
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        dp_world_size=topology.dp_world_size,
-        lanes=config.data.lanes,
-    )
-    ds_plan = build_ds_config(
+    return build_ds_config(
         config,
         topology=topology,
-        batch_plan=batch_plan,
+        batch_plan=most_micro_steps(config, dp_world_size=topology.dp_world_size),
         device_type=runtime.device.type,
         half_precisions=half_precisions(runtime.device.type),
     )
-    return batch_plan, ds_plan
 
 
-def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, report: Callable[[str], None]) -> Run:
-    """Build a run and restore its newest whole checkpoint; collective. `report` prints on the main rank."""
-    manifest = load_manifest(shards)
-    config = resolve(config, manifest)
+def set_up(
+    config: Config, *, shards: Sequence[Path], runtime: Runtime, resume: Resume, report: Callable[[str], None]
+) -> Run:
+    """Build a run and restore its newest whole checkpoint; collective. `report` prints on the main rank.
+
+    `shards` are the folders of the recipe's sources.
+    """
+    corpus = open_corpus(config.data.all_sources, shards)
+    config = resolve(config, corpus.manifest)
     topology = runtime.topology
-    batch_plan, ds_plan = plan_layout(config, runtime=runtime)
+    ds_plan = plan_layout(config, runtime=runtime)
     for note in ds_plan.notes:
         report(note)
+    if config.checkpoint.weights_only:
+        report("checkpoint.weights_only=true: checkpoints can be evaluated and exported, this run cannot be resumed")
     dp = {"dp_rank": topology.dp_rank, "dp_world_size": topology.dp_world_size}
-    loader = loader_for(config, shards, manifest, dp_rank=topology.dp_rank, batch_plan=batch_plan)
-    validation = validation_for(config, shards, manifest, **dp)
+    loader = loader_for(config, corpus, **dp)
+    config = _shortened(config, steps=loader.num_steps, report=report)
+    validation = validation_for(config, corpus, **dp)
     checkpoints = CheckpointStore(config.run_dir / "checkpoints")
     found = on_main(runtime, lambda: find_checkpoint(checkpoints, resume=resume, report=report))
     source = CheckpointReader(found) if found else None
     state = RunState()
+    spikes = (
+        SpikeGuard(config.stability, term_weights=term_weights_for(config)) if config.stability is not None else None
+    )
     if source is not None:
         check_fits(config, source)
         state.load_state_dict(source.state)
-        loader.load_state_dict(source.state["cursor"])
+        loader.load_state_dict(source.state["cursor"], step=state.step)
+        if spikes is not None and source.state.get("spikes") is not None:
+            spikes.load_state_dict(source.state["spikes"])
         report(f"resuming from {source.folder} at step {state.step}")
         if changed := describe_changes(config, source, world_size=topology.world_size):
             report(changed)
@@ -179,8 +144,7 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
     return Run(
         config=config,
         runtime=runtime,
-        shards=shards,
-        batch_plan=batch_plan,
+        corpus=corpus,
         ds_plan=ds_plan,
         engine=engine,
         loader=loader,
@@ -188,6 +152,7 @@ def set_up(config: Config, *, shards: Path, runtime: Runtime, resume: Resume, re
         checkpoints=checkpoints,
         state=state,
         term_weights=term_weights_for(config),
+        spikes=spikes,
     )
 
 
@@ -195,16 +160,27 @@ def make_engine(
     config: Config, *, ds_plan: DeepSpeedPlan, runtime: Runtime, source: CheckpointReader | None
 ) -> DataParallelStep:
     """A new engine with the recipe's initial weights, or with a checkpoint's state; collective."""
-    model = create_model(config.model, seed=config.seed)
+    objective = config.objective
+    model = create_model(
+        config.model, seed=config.seed, label_smoothing=objective.label_smoothing, z_loss=objective.z_loss
+    )
     if source is not None:
         load_weights(model, source.weights(), source=str(source.folder))
     optimizer = create_optimizer(
         config.optimizer,
-        parameter_groups=parameter_groups(model, weight_decay=config.optimizer.weight_decay),
+        parameter_groups=parameter_groups(
+            model, weight_decay=config.optimizer.weight_decay, muon=config.optimizer.name == "muon"
+        ),
         device_type=runtime.device.type,
     )
     engine = DataParallelStep(
-        model, optimizer, plan=ds_plan, runtime=runtime, seed=config.seed, term_weights=term_weights_for(config)
+        model,
+        optimizer,
+        plan=ds_plan,
+        runtime=runtime,
+        seed=config.seed,
+        term_weights=term_weights_for(config),
+        ema_decay=config.optimizer.ema_decay,
     )
     if source is not None:
         engine.load_state(source)

@@ -7,18 +7,14 @@ import torch
 from trainer.config import Config
 from trainer.ds_config import DeepSpeedPlan, build_ds_config
 from trainer.half_precision import half_precisions
-from trainer.topology import BatchPlan, Topology, plan_batches
+from trainer.phases import most_micro_steps
+from trainer.topology import BatchPlan, Topology
 
 
 def layout_for(config: Config, *, world_size: int, device_type: str) -> tuple[BatchPlan, DeepSpeedPlan]:
     """The layout on devices of that type, without starting anything; UserError where it is impossible."""
     topology = Topology(rank=0, local_rank=0, world_size=world_size, local_world_size=world_size)
-    batch_plan = plan_batches(
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        dp_world_size=topology.dp_world_size,
-        lanes=config.data.lanes,
-    )
+    batch_plan = most_micro_steps(config, dp_world_size=topology.dp_world_size)
     ds_plan = build_ds_config(
         config,
         topology=topology,

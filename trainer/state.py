@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -12,13 +12,16 @@ from typing import Any
 class RunState:
     """`step` counts global batches consumed, `applied_steps` those that changed the weights.
 
-    tokens: real tokens consumed by all ranks. best_validation_loss: the least so far, in nats, and its step.
-    evaluation_pending: whether the evaluation of this step was begun and not ended.
+    phase_applied_steps: those of them since the present phase began. tokens: real tokens consumed by all ranks, and
+    source_tokens the same by the name of the mixture's source. best_validation_loss: the least so far, in nats, and
+    its step. evaluation_pending: whether the evaluation of this step was begun and not ended.
     """
 
     step: int = 0
     applied_steps: int = 0
+    phase_applied_steps: int = 0
     tokens: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
     best_validation_loss: float | None = None
     best_step: int | None = None
     evaluation_pending: bool = False

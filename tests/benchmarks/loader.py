@@ -12,15 +12,13 @@ from typing import Any
 import torch
 import webdataset as wds
 
-from data_pipeline.row_counts import block_row_counts
-from data_pipeline.shards import BlockStore, load_manifest
+from data_pipeline.corpus import open_folder
+from data_pipeline.from_recipe import loader_for, reader_for
 from tests.benchmarks.hf_peers import group_texts, masking_collator
 from tests.benchmarks.material import Material
 from tests.benchmarks.report import Figure, Outcome
 from tests.benchmarks.timing import Contender, paired_ratio, race
 from trainer.config import Config, DataConfig, TrainConfig
-from trainer.setup import loader_for
-from trainer.topology import plan_batches
 
 ROW_TOKENS = 512
 BATCH_ROWS = 32
@@ -74,19 +72,15 @@ class _OwnLoader:
     """Our training loader, consumed an epoch at a time, as one process of one trains from it."""
 
     def __init__(self, shards: Path) -> None:
-        manifest = load_manifest(shards)
         config = Config(
             name="bench",
             data=DataConfig(shards=str(shards), max_seq_len=ROW_TOKENS),
             train=TrainConfig(steps=1, global_batch_size=BATCH_ROWS, micro_batch_size=BATCH_ROWS),
         )
-        batch_plan = plan_batches(
-            global_batch_size=BATCH_ROWS, micro_batch_size=BATCH_ROWS, dp_world_size=1, lanes=config.data.lanes
-        )
-        store = BlockStore(shards, manifest=manifest, split="train")
-        rows = int(block_row_counts(store, max_seq_len=ROW_TOKENS, packing="packed").sum())
+        corpus = open_folder(shards)
+        rows = reader_for(config, corpus, split="train", seed=0).rows_before_repeat
         self._steps_an_epoch = -(-rows // BATCH_ROWS)
-        self._loader = loader_for(config, shards, manifest, dp_rank=0, batch_plan=batch_plan)
+        self._loader = loader_for(config, corpus, dp_rank=0, dp_world_size=1)
         self._tokens = 0
         self._positions = 0
 

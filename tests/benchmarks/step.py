@@ -13,6 +13,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from data_pipeline.batch import Batch
+from data_pipeline.corpus import open_folder
+from data_pipeline.from_recipe import loader_for
 from data_pipeline.shards import load_manifest
 from tests.benchmarks.hf_peers import framed, group_texts, masking_collator
 from tests.benchmarks.material import Material
@@ -23,10 +25,11 @@ from trainer.ds_config import build_ds_config
 from trainer.half_precision import half_precisions
 from trainer.model.hf_config import to_hf_config
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
+from trainer.phases import most_micro_steps
 from trainer.runtime import Runtime, started
-from trainer.setup import loader_for, make_engine, resolve
+from trainer.setup import make_engine, resolve
 from trainer.step import DataParallelStep
-from trainer.topology import BatchPlan, plan_batches, topology_from_env
+from trainer.topology import topology_from_env
 
 ROW_TOKENS = 128
 _BATCH_ROWS = 32
@@ -103,15 +106,8 @@ def _config(material: Material, *, batch_rows: int) -> Config:
     return resolve(config, load_manifest(material.shards))
 
 
-def _batch_plan(config: Config) -> BatchPlan:
-    rows = config.train.global_batch_size
-    return plan_batches(global_batch_size=rows, micro_batch_size=rows, dp_world_size=1, lanes=config.data.lanes)
-
-
 def _own_batches(config: Config, material: Material) -> list[Batch]:
-    manifest = load_manifest(material.shards)
-    loader = loader_for(config, material.shards, manifest, dp_rank=0, batch_plan=_batch_plan(config))
-    with closing(loader):
+    with closing(loader_for(config, open_folder(material.shards), dp_rank=0, dp_world_size=1)) as loader:
         return [batch for step in itertools.islice(loader, _POOL_BATCHES) for batch in step]
 
 
@@ -120,7 +116,7 @@ def _own_engine(config: Config, zero_stage: int, runtime: Runtime) -> DataParall
     ds_plan = build_ds_config(
         config.model_copy(update={"engine": engine}),
         topology=runtime.topology,
-        batch_plan=_batch_plan(config),
+        batch_plan=most_micro_steps(config, dp_world_size=1),
         device_type=runtime.device.type,
         half_precisions=half_precisions(runtime.device.type),
     )

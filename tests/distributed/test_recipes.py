@@ -14,7 +14,7 @@ def corpus(tmp_path_factory):
 
 
 def test_the_recipes_are_these():
-    assert RECIPES == ["bert_base", "bert_mini", "demo", "parity"]
+    assert RECIPES == ["bert_base", "bert_books_two_phase", "bert_mini", "demo", "parity"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -39,6 +39,8 @@ def test_a_recipe_trains_two_steps_on_a_text_of_ones_own(name, corpus, tmp_path)
     }
     if load_recipe(name).evaluation is not None:
         small["evaluation.max_rows"] = "4"
+    if load_recipe(name).phases:
+        small["phases"] = "[{steps: 1, max_seq_len: 128, global_batch_size: 8, micro_batch_size: 2}, {steps: 1}]"
     settings = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
     output = run(trainer_command("pretrain", name, *settings, processes=2), cwd=tmp_path)
     assert "step 2/2" in output

@@ -17,13 +17,13 @@ SHIPPED = ("zero0", "zero1", "zero2", "zero3")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def config(*, ds_config="zero1", precision="auto", max_grad_norm=1.0):
+def config(*, ds_config="zero1", precision="auto", max_grad_norm=1.0, optimizer="adamw"):
     return Config.model_validate(
         {
             "name": "tiny",
             "data": {"shards": "somewhere"},
             "train": {"steps": 10, "global_batch_size": 24, "micro_batch_size": 4},
-            "optimizer": {"max_grad_norm": max_grad_norm},
+            "optimizer": {"name": optimizer, "max_grad_norm": max_grad_norm},
             "engine": {"ds_config": str(ds_config), "precision": precision},
         }
     )
@@ -155,6 +155,22 @@ def test_a_file_that_contradicts_the_recipe_is_refused(ds_file, file, precision,
 def test_a_precision_that_the_device_lacks_is_refused(device_type, half, precision, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         build(config(precision=precision), device_type=device_type, half=half)
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "stable_adamw", "muon"])
+def test_an_optimizer_over_whole_tensors_is_refused_where_zero_cuts_them(optimizer):
+    assert build(config(ds_config="zero0", precision="fp32", optimizer=optimizer)).zero_stage == 0
+    for stage in (1, 2, 3):
+        found = refusal(f"zero{stage}", precision="fp32", optimizer=optimizer)
+        assert f"optimizer.name={optimizer!r} needs " in found
+        assert f"which ZeRO stage {stage} of " in found
+        assert "use engine.ds_config: zero0 with engine.precision: fp32, or another optimizer" in found
+    assert "fp32 (bf16 at stage 0 runs as stage 1)" in refusal("zero0", precision="bf16", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_an_optimizer_of_single_elements_goes_with_every_stage(optimizer):
+    assert [build(config(ds_config=name, optimizer=optimizer)).zero_stage for name in SHIPPED] == [0, 1, 2, 3]
 
 
 def test_a_pipeline_takes_stage_0_or_1_only():

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from data_pipeline.batch import Batch
+from data_pipeline.corpus import open_folder
 from data_pipeline.hashing import Int64Array
 from data_pipeline.manifest import load_manifest
 from data_pipeline.masking import TokenMasker
-from data_pipeline.order import RowOrder
 from data_pipeline.reader import RowReader
 from data_pipeline.shards import BlockStore
 from trainer.evaluate import Validation, perplexity, plain_eval_step
@@ -29,7 +29,7 @@ class FixedReader:
 
     def __init__(self, rows: list[list[int]]) -> None:
         self._rows = np.array([[CLS, *row, SEP] for row in rows], dtype=np.int32)
-        self.order = RowOrder(np.array([len(rows)]), lanes=1, seed=0)
+        self.rows_before_repeat = len(rows)
 
     def read(self, numbers: Int64Array) -> Batch:
         present = (numbers >= 0)[:, None]
@@ -103,7 +103,7 @@ def test_the_result_is_the_same_for_any_number_of_ranks_and_rows_a_batch(
     step = plain_eval_step(create_model(config.model, seed=1), device=torch.device("cpu"))
     results = []
     for rank in range(world):
-        validation = validation_for(config, shards, manifest, dp_rank=rank, dp_world_size=world)
+        validation = validation_for(config, open_folder(shards), dp_rank=rank, dp_world_size=world)
         assert validation is not None
         results.append(validation.run(step))
     predicted = sum(result.masked.predictions for result in results)
@@ -129,7 +129,7 @@ def test_the_result_is_the_same_for_any_number_of_ranks_and_rows_a_batch(
 def test_evaluating_twice_gives_the_same_bits(shards: Path, tiny_recipe: Path) -> None:
     manifest = load_manifest(shards)
     config = resolve(load_recipe(str(tiny_recipe)), manifest)
-    validation = validation_for(config, shards, manifest)
+    validation = validation_for(config, open_folder(shards))
     assert validation is not None
     step = plain_eval_step(create_model(config.model, seed=1), device=torch.device("cpu"))
     assert validation.run(step) == validation.run(step)

@@ -38,7 +38,7 @@ def test_other_shards_at_the_old_place_are_refused(tiny_run: Path, tmp_path: Pat
     text = write_lines(tmp_path / "text.txt", made_up_documents(100, seed=8))
     tokenizer, out = shards / "tokenizer", tmp_path / "out"
     build_shards([text], tokenizer=tokenizer, out=out, workers=1, validation_fraction=0.3, progress=False)
-    reseal_with(run / "checkpoints" / "step-00000004", shards=str(out))
+    reseal_with(run / "checkpoints" / "step-00000004", shards=[str(out)])
     with pytest.raises(UserError, match=r"out is not what the run was trained on \(another fingerprint\); .* --shards"):
         evaluate_run(run, which="latest")
 

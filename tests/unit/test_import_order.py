@@ -12,11 +12,15 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 # One line a level, lowest first. A name ending in .* is a whole folder, except for what is named by itself.
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
+    ("trainer.strict_model", "trainer.optimizer_config", "trainer.schedule_config"),
     (
+        "trainer.data_config",
+        "trainer.train_config",
         "trainer.config",
+        "trainer.topology",
+        "trainer.phases",
         "trainer.events",
         "trainer.ranks",
-        "trainer.topology",
         "trainer.strict_yaml",
         "trainer.setting_errors",
         "trainer.recipe",
@@ -44,6 +48,9 @@ LEVELS = (
     ),
     (
         "trainer.fragments",
+        "trainer.ema",
+        "trainer.nonfinite",
+        "trainer.spikes",
         "trainer.checkpoint_files",
         "trainer.checkpoint",
         "trainer.step_sums",
@@ -55,6 +62,7 @@ LEVELS = (
         "trainer.parity",
         "trainer.show_config",
         "trainer.memory_plan",
+        "trainer.schedule_plot",
     ),
     ("trainer.resume", "trainer.export", "trainer.check"),
     ("trainer.setup",),
@@ -65,7 +73,15 @@ LEVELS = (
 )
 STRANGERS = (("data_pipeline", "trainer.model"), ("data_pipeline", "cluster"), ("trainer.model", "cluster"))
 MAY_IMPORT_DEEPSPEED = ("trainer.model.pipeline*", "trainer.runtime", "trainer.step*")
-WITHOUT_TORCH = ("trainer.config", "trainer.topology", "trainer.recipe", "trainer.errors", "cluster", "cluster.*")
+WITHOUT_TORCH = (
+    "trainer.config",
+    "trainer.phases",
+    "trainer.topology",
+    "trainer.recipe",
+    "trainer.errors",
+    "cluster",
+    "cluster.*",
+)
 
 
 def module_name(path):

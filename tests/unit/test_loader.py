@@ -19,6 +19,7 @@ from data_pipeline.packing import Packing
 from data_pipeline.reader import RowReader
 from data_pipeline.shards import BlockStore, ShardDamage
 from trainer.errors import UserError
+from trainer.phases import BatchSizes
 
 ROWS = 12
 ARRAYS = ("row_ids", "input_ids", "position_ids", "document_ids", "labels")
@@ -44,7 +45,7 @@ def loader(
             seed=7,
         ),
         cursor=Cursor(**{**start, **cursor}),  # type: ignore[arg-type]
-        global_batch_size=ROWS,
+        batch_sizes=BatchSizes(warmup=(), final=ROWS),
         micro_batch_size=micro,
         dp_rank=rank,
         dp_world_size=world,
@@ -64,7 +65,7 @@ def global_rows(
     found: Rows = []
     for one in ranks:
         if state is not None:
-            one.load_state_dict(state)
+            one.load_state_dict(state, step=int(state["next_row"]) // ROWS)  # type: ignore[call-overload]
     for _ in range(steps):
         taken = [[row for batch in next(one) for row in rows_of(batch)] for one in ranks]
         found += [row for turn in zip(*taken, strict=True) for row in turn]
@@ -189,7 +190,11 @@ def test_a_damaged_block_fails_the_step_that_needs_it_by_name(shards: Path, tmp_
     ("key", "value", "message"),
     [
         ("fingerprint", "f" * 64, r"another fingerprint \(the shards\): ffffffffffff, now "),
-        ("data_config_hash", "e", r"another data_config_hash \(row length, packing, lanes or masking\): e, now d"),
+        (
+            "data_config_hash",
+            "e",
+            r"another data_config_hash \(row length, packing, lanes, weights or masking\): e, now d",
+        ),
         ("seed", 8, r"another seed \(the seed\): 8, now 7; .*: restore the recipe's seed, or start a new run"),
         ("phase", 1, r"another phase"),
     ],
@@ -197,12 +202,12 @@ def test_a_damaged_block_fails_the_step_that_needs_it_by_name(shards: Path, tmp_
 def test_a_cursor_of_other_rows_is_refused(shards: Path, key: str, value: object, message: str) -> None:
     one = loader(shards)
     with pytest.raises(UserError, match=message):
-        one.load_state_dict({**one.state_dict(), key: value})
+        one.load_state_dict({**one.state_dict(), key: value}, step=0)
 
 
 def test_a_cursor_comes_before_the_first_step(shards: Path) -> None:
     one = loader(shards)
     next(one)
     with pytest.raises(RuntimeError, match="before the first step"):
-        one.load_state_dict(one.state_dict())
+        one.load_state_dict(one.state_dict(), step=1)
     one.close()

@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +22,12 @@ from trainer.step import DataParallelStep
 from trainer.step_sums import StepSums
 
 
-def train(recipe: Path, shards: Path, runtime: Runtime, folder: Path, *settings: str, diverge_at: int = -1) -> Run:
+def train(
+    recipe: Path, shards: Path | list[Path], runtime: Runtime, folder: Path, *settings: str, diverge_at: int = -1
+) -> Run:
     config = load_recipe(str(recipe), overrides=[f"runs_dir={folder}", *settings])
-    run = set_up(config, shards=shards, runtime=runtime, resume="auto", report=print)
+    folders = [shards] if isinstance(shards, Path) else shards
+    run = set_up(config, shards=folders, runtime=runtime, resume="auto", report=print)
     if diverge_at >= 0:
         run = replace(run, engine=Diverging(run.engine, at=diverge_at))  # type: ignore[arg-type]
     progress = ProgressReporter(config.train.steps, start_step=run.state.step, is_main=False)
@@ -44,8 +49,8 @@ class Diverging:
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
-    def train_step(self, batches: Sequence[Batch], *, step: int, learning_rate: float) -> StepSums:
-        sums = self._engine.train_step(batches, step=step, learning_rate=learning_rate)
+    def train_step(self, batches: Sequence[Batch], *, step: int, **settings: Any) -> StepSums:
+        sums = self._engine.train_step(batches, step=step, **settings)
         diverged = sums["mlm"]._replace(loss=torch.tensor(math.nan, dtype=torch.float64))
         return {"mlm": diverged} if step >= self._at else sums
 
@@ -115,3 +120,104 @@ def test_the_clock_makes_a_checkpoint_due(tiny_recipe: Path, shards: Path, runti
     assert run.checkpoints.steps() == [4]
     run = train(tiny_recipe, shards, runtime, tmp_path / "fast", *settings, "checkpoint.every_minutes=1e-9")
     assert run.checkpoints.steps() == [1, 2, 3, 4]
+
+
+PHASES = (
+    "train.steps=7",
+    "phases=[{steps: 4, max_seq_len: 16, global_batch_size: 24, micro_batch_size: 6, mask_rate: 0.3,"
+    " batch_warmup: [{until_step: 2, global_batch_size: 12}]}, {steps: 3, micro_batch_size: 4, learning_rate: 1e-3}]",
+    "checkpoint.every_steps=1",
+    "evaluation.every_steps=7",
+)
+
+
+@pytest.fixture(scope="module")
+def two_phases(tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run of two phases: rows of 16 in batches of 12 and 24, then rows of 32."""
+    folder = tmp_path_factory.mktemp("phases")
+    train(tiny_recipe, shards, runtime, folder, *PHASES)
+    return folder
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_a_run_stopped_in_a_phase_or_at_its_border_goes_on_with_bit_equal_losses(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, two_phases: Path, tmp_path: Path, stop: int
+) -> None:
+    with pytest.raises(UserError, match=f"the loss of step {stop + 1} is nan"):
+        train(tiny_recipe, shards, runtime, tmp_path, *PHASES, diverge_at=stop)
+    run = train(tiny_recipe, shards, runtime, tmp_path, *PHASES)
+    for key in ("train/loss", "train/tokens", "train/learning_rate", "train/grad_norm", "validation/loss"):
+        assert records(tmp_path, key) == records(two_phases, key)
+    assert sorted(records(tmp_path, "train/loss")) == [1, 2, 3, 4, 5, 6, 7]
+    assert run.loader.state_dict()["phase"] == 1
+    assert run.loader.state_dict()["next_row"] == 3 * 12
+
+
+def test_each_phase_has_rows_and_batches_of_its_own(two_phases: Path) -> None:
+    tokens = [records(two_phases, "train/tokens")[step] for step in range(1, 8)]
+    consumed = [later - earlier for earlier, later in pairwise([0.0, *tokens])]
+    rows = [12 * 16, 12 * 16, 24 * 16, 24 * 16, 12 * 32, 12 * 32, 12 * 32]
+    assert all(0.8 * most < found <= most for found, most in zip(consumed, rows, strict=True))
+
+
+def test_the_schedule_spans_the_phases_with_the_peak_of_each(two_phases: Path) -> None:
+    # Two steps of warm-up, then down to 0 at step 7; the second phase's peak is half the first's.
+    rates = [1e-3, 2e-3, 1.6e-3, 1.2e-3, 0.4e-3, 0.2e-3, 0.0]
+    assert list(records(two_phases, "train/learning_rate").values()) == pytest.approx(rates)
+
+
+def test_a_schedule_of_each_phase_begins_anew_with_it(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    phases = "phases=[{steps: 2, schedule: {warmup_steps: 1}}, {steps: 2, learning_rate: 1e-3, schedule: {}}]"
+    train(tiny_recipe, shards, runtime, tmp_path, "evaluation=null", "schedule.warmup_steps=0", phases)
+    assert list(records(tmp_path, "train/learning_rate").values()) == [2e-3, 0.0, 5e-4, 0.0]
+
+
+def test_a_border_that_moved_behind_the_checkpoint_is_refused(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    settings = ("evaluation=null", "checkpoint.every_steps=3")
+    with pytest.raises(UserError, match="training diverged"):
+        train(tiny_recipe, shards, runtime, tmp_path, "phases=[{steps: 2}, {steps: 2}]", *settings, diverge_at=3)
+    with pytest.raises(UserError, match=r"another phase \(the phase\): 1, now 0; .* restore the steps of the recipe's"):
+        train(tiny_recipe, shards, runtime, tmp_path, "train.steps=5", "phases=[{steps: 4}, {steps: 1}]", *settings)
+
+
+def mixture(shards: Path, *, on_exhausted: str = "repeat") -> list[str]:
+    sources = ", ".join(
+        f"{{name: {name}, weight: {weight}, shards: {shards}}}" for name, weight in (("a", 3), ("b", 1))
+    )
+    return ["data.shards=null", f"data.sources=[{sources}]", f"data.on_exhausted={on_exhausted}"]
+
+
+def test_tokens_of_each_source_are_counted_through_a_stop(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    settings = (*mixture(shards), "train.global_batch_size=96", "train.micro_batch_size=24", "evaluation.every_steps=4")
+    train(tiny_recipe, [shards, shards], runtime, tmp_path / "whole", *settings)
+    with pytest.raises(UserError, match="training diverged"):
+        train(tiny_recipe, [shards, shards], runtime, tmp_path / "cut", *settings, diverge_at=3)
+    train(tiny_recipe, [shards, shards], runtime, tmp_path / "cut", *settings)
+    for key in ("train/loss", "data/tokens/a", "data/tokens/b", "validation/loss"):
+        assert records(tmp_path / "cut", key) == records(tmp_path / "whole", key)
+    a, b, both = (records(tmp_path / "whole", key)[4] for key in ("data/tokens/a", "data/tokens/b", "train/tokens"))
+    assert a + b == both
+    assert a / both == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_run_ends_when_its_data_does(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("data.on_exhausted=stop", "train.steps=90", "train.micro_batch_size=12", "evaluation=null")
+    run = train(tiny_recipe, shards, runtime, tmp_path, *settings, "train.global_batch_size=48")
+    assert 2 < run.state.step == run.config.train.steps < 90
+    assert f"the data lasts for {run.state.step} of train.steps=90: the run ends there" in capsys.readouterr().out
+    # Rows of one epoch, less what is no whole batch.
+    assert 0 <= run.loader._loaders[0]._reader.rows_before_repeat - run.state.step * 48 < 48
+    assert records(tmp_path, "train/learning_rate")[run.state.step] == 0.0
+    for longer in ("schedule.warmup_steps=80", "train.batch_warmup=[{until_step: 80, global_batch_size: 12}]"):
+        with pytest.raises(
+            UserError, match=r"lasts for \d+ of train.steps=90, the warm-up for 80; shorten the warm-up"
+        ):
+            train(tiny_recipe, shards, runtime, tmp_path / "new", *settings, "train.global_batch_size=48", longer)

@@ -68,6 +68,17 @@ def test_parameter_groups_hold_every_weight_once_and_decay_no_bias_and_no_norm(n
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
 
+def test_muon_takes_the_matrices_of_the_layers_and_nothing_else() -> None:
+    model = create_model(CONFIG, seed=0)
+    muon, decay, no_decay = parameter_groups(model, weight_decay=0.3, muon=True)
+    assert (muon["name"], muon["muon"], muon["weight_decay"]) == ("muon", True, 0.3)
+    of_layers = [weight for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2]
+    assert [id(weight) for weight in muon["params"]] == [id(weight) for weight in of_layers]
+    assert any(weight is model.encoder.embeddings.word.weight for weight in decay["params"])
+    grouped = sum(len(group["params"]) for group in (muon, decay, no_decay))
+    assert grouped == len(list(model.parameters()))
+
+
 def test_frozen_weights_are_in_no_group() -> None:
     model = create_model(CONFIG, seed=0)
     model.encoder.embeddings.requires_grad_(False)

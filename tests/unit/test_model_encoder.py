@@ -92,12 +92,21 @@ def test_every_knob_changes_the_result(change: dict[str, object]) -> None:
     assert (encode(encoder(**change)) - encode(encoder())).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("knob", ["hidden_dropout", "attention_dropout"])
+@pytest.mark.parametrize("knob", ["embedding_dropout", "hidden_dropout", "attention_dropout"])
 def test_dropout_is_active_in_training_only(knob: str) -> None:
     model = encoder(**{knob: 0.5})
     assert torch.equal(encode(model), encode(encoder()))
     model.train()
     assert not torch.allclose(encode(model), encode(model))
+
+
+@pytest.mark.parametrize(("rates", "dropped"), [((None, 0.5), True), ((0.0, 0.5), False), ((0.5, 0.0), True)])
+def test_the_embeddings_have_a_rate_of_their_own_or_that_of_the_layers(
+    rates: tuple[float | None, float], dropped: bool
+) -> None:
+    embeddings = encoder(embedding_dropout=rates[0], hidden_dropout=rates[1]).train().embeddings
+    ids = torch.zeros(64, dtype=torch.int64)
+    assert bool((embeddings(ids, ids, ids) == 0).any()) is dropped
 
 
 def test_dropout_reaches_the_embeddings_and_both_sublayers() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainer.config import Config
+from trainer.config import Config, PhaseConfig
 from trainer.errors import UserError
 from trainer.parity import (
     Cell,
@@ -65,6 +65,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         cell_config(config(), Cell(3, 0, "fp32", 1), steps=5)
     with pytest.raises(UserError, match=r"sets model.hidden_dropout=0.0, model.attention_dropout=0.1; set both to 0"):
         cell_config(config(attention_dropout=0.1), REFERENCE, steps=5)
+    growing = config().model_copy(update={"phases": [PhaseConfig(steps=1)]})
+    with pytest.raises(UserError, match=r"changes its batches on the way; set phases=\[\] and train.batch_warmup=\[\]"):
+        cell_config(growing, REFERENCE, steps=5)
     with pytest.raises(UserError, match="--steps 0 leaves nothing to compare"):
         cell_config(config(), REFERENCE, steps=0)
 

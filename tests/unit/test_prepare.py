@@ -11,7 +11,7 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizer import Tokenizer
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.prepare import resolve_package_path, shards_folder
+from trainer.prepare import pin_shards, resolve_package_path, shard_folders
 
 
 def config(folder: Path, **data: object) -> Config:
@@ -34,7 +34,8 @@ def text(tmp_path: Path) -> Path:
 
 def prepared(recipe: Config) -> tuple[Path, list[str]]:
     told: list[str] = []
-    return shards_folder(recipe, report=told.append), told
+    (folder,) = shard_folders(recipe, report=told.append)
+    return folder, told
 
 
 def test_shards_that_the_recipe_names_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -138,3 +139,48 @@ def test_a_path_inside_a_package_is_found_without_importing_it(monkeypatch: pyte
 def test_a_package_that_is_not_there_is_named(path: str) -> None:
     with pytest.raises(UserError, match="which is not installed; pip install it"):
         resolve_package_path(path)
+
+
+def mixed(tmp_path: Path, *sources: dict[str, object], tokenizer: dict[str, int] | None) -> Config:
+    data = {"sources": list(sources), "validation_fraction": 0.1}
+    train = {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1}
+    values = {"name": "own", "runs_dir": str(tmp_path / "runs"), "data": data, "tokenizer": tokenizer, "train": train}
+    return Config.model_validate(values)
+
+
+def test_sources_of_raw_text_share_a_tokenizer_made_of_all_of_them(text: Path, tmp_path: Path) -> None:
+    other = write_lines(tmp_path / "other.txt", made_up_documents(100, seed=3))
+    sources = [{"name": "a", "weight": 1.0, "text": str(text)}, {"name": "b", "weight": 1.0, "text": str(other)}]
+    recipe = mixed(tmp_path, *sources, tokenizer={"vocab_size": 150})
+    told: list[str] = []
+    folders = shard_folders(recipe, report=told.append)
+    assert [folder.name for folder in folders] == ["shards-a", "shards-b"]
+    assert told == [
+        "training a tokenizer of 150 pieces on 2 input path(s)",
+        *(f"building token shards in {folder}" for folder in folders),
+    ]
+    manifests = [load_manifest(folder) for folder in folders]
+    assert [manifest.input_documents for manifest in manifests] == [200, 100]
+    assert manifests[0].tokenizer_sha256 == manifests[1].tokenizer_sha256
+    assert shard_folders(recipe, report=told.append) == folders
+    assert len(told) == 3
+
+
+def test_raw_text_beside_shards_is_tokenized_as_they_are(text: Path, shards: Path, tmp_path: Path) -> None:
+    sources = [{"name": "a", "weight": 1.0, "text": str(text)}, {"name": "b", "weight": 1.0, "shards": str(shards)}]
+    folders = shard_folders(mixed(tmp_path, *sources, tokenizer=None), report=print)
+    assert folders[1] == shards
+    assert load_manifest(folders[0]).tokenizer_sha256 == load_manifest(shards).tokenizer_sha256
+
+
+def test_pinned_recipes_name_the_shards_in_place_of_the_text(text: Path, shards: Path, tmp_path: Path) -> None:
+    pinned = pin_shards(config(tmp_path, prepared="somewhere"), [shards])
+    assert (pinned.data.shards, pinned.data.text, pinned.data.prepared) == (str(shards), None, None)
+    assert pinned.tokenizer is None
+    sources = [{"name": name, "weight": 2.0, "text": str(text)} for name in "ab"]
+    several = pin_shards(mixed(tmp_path, *sources, tokenizer={"vocab_size": 150}), [shards, tmp_path])
+    assert [(s.name, s.weight, s.shards, s.text) for s in several.data.sources] == [
+        ("a", 2.0, str(shards), None),
+        ("b", 2.0, str(tmp_path), None),
+    ]
+    assert Config.model_validate(several.model_dump()) == several

@@ -114,6 +114,19 @@ def test_a_wrong_override_names_itself(override, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("key", ["phases.steps", "phases[0].steps", "data.sources.weight", "train.batch_warmup[1]"])
+def test_an_override_inside_a_list_asks_for_the_whole_list(key):
+    name = key.removesuffix(".steps").removesuffix("[0]").removesuffix(".weight").removesuffix("[1]")
+    with pytest.raises(UserError) as caught:
+        parse(RECIPE, f"{key}=6")
+    assert str(caught.value) == f"--set {key}=6: {name} is a list; set it as a whole, as in --set '{name}=[...]'"
+
+
+def test_an_unknown_key_inside_a_list_names_the_nearest():
+    with pytest.raises(UserError, match=r"phases\[0\]\.stepz is not a known key; did you mean steps\?"):
+        parse(f"{RECIPE}phases: [{{stepz: 5}}]\n")
+
+
 def test_an_override_below_something_that_is_no_section_reports_the_file():
     with pytest.raises(UserError, match=r"r\.yaml:4: model=5 is a whole number and must be a section of keys"):
         parse(RECIPE + "model: 5\n", "model.norm=pre")

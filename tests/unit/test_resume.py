@@ -2,17 +2,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from trainer.config import CheckpointConfig, Config, DataConfig, ModelConfig, TrainConfig
 from trainer.errors import UserError
+from trainer.optimizer_config import AdamWConfig, SGDConfig
 from trainer.resume import changes, check_fits, describe_changes
 
 
-def config(*, rate=1e-3, steps=10, layers=1, dropout=0.1):
+def config(*, rate=1e-3, steps=10, layers=1, dropout=0.1, weights_only=False):
     return Config(
         name="a",
         data=DataConfig(shards="x"),
         model=ModelConfig(num_layers=layers, hidden_dropout=dropout),
-        optimizer=OptimizerConfig(learning_rate=rate),
+        optimizer=AdamWConfig(learning_rate=rate),
+        checkpoint=CheckpointConfig(weights_only=weights_only),
         train=TrainConfig(steps=steps, global_batch_size=8, micro_batch_size=8),
     )
 
@@ -39,3 +41,15 @@ def test_another_model_and_a_run_past_its_end_are_refused_but_dropout_may_change
         check_fits(config(layers=2), checkpoint(config()))
     with pytest.raises(UserError, match=r"is past train\.steps=3"):
         check_fits(config(steps=3), checkpoint(config()))
+
+
+def test_another_optimizer_is_refused():
+    other = config().model_copy(update={"optimizer": SGDConfig()})
+    with pytest.raises(UserError, match=r"holds the state of optimizer\.name=adamw, the recipe names sgd; restore the"):
+        check_fits(other, checkpoint(config()))
+
+
+def test_no_run_goes_on_from_weights_only_whatever_the_recipe_says_now():
+    with pytest.raises(UserError, match=r"holds weights only .*, so no run can go on from it; evaluate or export it"):
+        check_fits(config(), checkpoint(config(weights_only=True)))
+    check_fits(config(weights_only=True), checkpoint(config()))

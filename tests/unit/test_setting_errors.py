@@ -37,6 +37,25 @@ def refusal(text):
         ("optimizer:\n  beta1: 1.5", "r.yaml:5: optimizer.beta1=1.5 must be less than 1"),
         ("optimizer: {learning_rate: 1e999}", "r.yaml:4: optimizer.learning_rate=inf must be a finite number"),
         ("model: {num_heads: 7}", "r.yaml:4: model: hidden_size=768 is not divisible by num_heads=7; use"),
+        (
+            "optimizer: {name: sgd, beta1: 0.9}",
+            "r.yaml:4: optimizer.beta1 would be ignored with optimizer.name=sgd, whose keys are name, learning_rate, ",
+        ),
+        ("optimizer: {name: sgd, momntum: 0.9}", "r.yaml:4: optimizer.momntum is not a known key; did you mean"),
+        ("optimizer: {name: admw}", "r.yaml:4: optimizer.name='admw' must be one of 'adamw', 'adam', "),
+        ("optimizer: 5", "r.yaml:4: optimizer=5 is a whole number and must be a section of keys"),
+        ("optimizer:\n  name: muon\n  momentum: x", "r.yaml:6: optimizer.momentum='x' is text and must be a number"),
+        ("optimizer: {name: sgd, nesterov: true, momentum: 0.0}", "r.yaml:4: optimizer.nesterov=true needs a momentum"),
+        ("schedule: {decay_steps: 5}", "r.yaml:4: schedule.decay_steps would be ignored with schedule.name=linear, "),
+        ("schedule: {name: wsd}", "r.yaml:4: schedule.decay_steps is missing and has no default"),
+        (
+            "schedule: {name: wsd, warmup_steps: 6, decay_steps: 5}",
+            "r.yaml: schedule.warmup_steps=6 + schedule.decay_steps=5 (= 11) is longer than train.steps=10",
+        ),
+        (
+            "schedule: {name: one_cycle, warmup_steps: 6}",
+            "r.yaml: schedule.warmup_steps=6 + the way down of the same length=6 (= 12) is longer than train.steps=10",
+        ),
         ("schedule: {warmup_steps: 11}", "r.yaml: schedule.warmup_steps=11 is longer than train.steps=10"),
     ],
 )

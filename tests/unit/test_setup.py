@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_pipeline.corpus import Corpus, open_folder
+from data_pipeline.from_recipe import loader_for, masker_for
 from data_pipeline.manifest import load_manifest
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import Run, loader_for, masker_for, resolve, set_up, validation_for
-from trainer.topology import plan_batches
+from trainer.setup import Run, resolve, set_up, validation_for
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def runs(tiny_run: Path, tmp_path: Path) -> Path:
 def ready(recipe: Path, shards: Path, runtime: Runtime, *settings: str, resume: str = "auto") -> tuple[Run, list[str]]:
     told: list[str] = []
     config = load_recipe(str(recipe), overrides=settings)
-    run = set_up(config, shards=shards, runtime=runtime, resume=resume, report=told.append)  # type: ignore[arg-type]
+    run = set_up(config, shards=[shards], runtime=runtime, resume=resume, report=told.append)  # type: ignore[arg-type]
     run.loader.close()
     run.engine.close()
     return run, told
@@ -45,18 +47,17 @@ def test_the_vocabulary_is_the_tokenizers_or_a_larger_one(tiny_recipe: Path, sha
 
 def test_training_and_validation_are_masked_by_seeds_of_their_own(tiny_recipe: Path, shards: Path) -> None:
     config, manifest = resolve(load_recipe(str(tiny_recipe)), load_manifest(shards)), load_manifest(shards)
-    plan = plan_batches(global_batch_size=12, micro_batch_size=12, dp_world_size=1, lanes=12)
     first = []
     for seed in (5, 6):
-        loader = loader_for(config.model_copy(update={"seed": seed}), shards, manifest, dp_rank=0, batch_plan=plan)
+        loader = loader_for(config.model_copy(update={"seed": seed}), open_folder(shards), dp_rank=0, dp_world_size=1)
         first.append(next(loader)[0])
         loader.close()
     assert not np.array_equal(first[0].input_ids, first[1].input_ids)
     plain = first[0]
     masks = [masker_for(config, manifest, seed=seed).apply(plain).labels for seed in (0, 1)]
     assert not np.array_equal(masks[0], masks[1])
-    validation = validation_for(config, shards, manifest)
-    other_seed = validation_for(config.model_copy(update={"seed": 6}), shards, manifest)
+    validation = validation_for(config, open_folder(shards))
+    other_seed = validation_for(config.model_copy(update={"seed": 6}), open_folder(shards))
     assert validation is not None
     assert other_seed is not None
     assert validation.unigram_baseline(vocab_size=300) == other_seed.unigram_baseline(vocab_size=300)
@@ -66,9 +67,9 @@ def test_the_objective_of_the_recipe_is_the_maskers(tiny_recipe: Path, shards: P
     manifest = load_manifest(shards)
     rates = {}
     for rate in (0.15, 0.6):
-        config = resolve(load_recipe(str(tiny_recipe), overrides=[f"objective.mask_rate={rate}"]), manifest)
-        plan = plan_batches(global_batch_size=120, micro_batch_size=120, dp_world_size=1, lanes=12)
-        loader = loader_for(config, shards, manifest, dp_rank=0, batch_plan=plan)
+        settings = ["train.global_batch_size=120", "train.micro_batch_size=120", f"objective.mask_rate={rate}"]
+        config = resolve(load_recipe(str(tiny_recipe), overrides=settings), manifest)
+        loader = loader_for(config, open_folder(shards), dp_rank=0, dp_world_size=1)
         batch = next(loader)[0]
         loader.close()
         rates[rate] = batch.predicted_tokens / batch.tokens
@@ -130,6 +131,8 @@ def test_shards_without_held_out_documents_go_with_evaluation_null_alone(tiny_re
     config, manifest = load_recipe(str(tiny_recipe)), load_manifest(shards)
     hollow = manifest.splits["validation"].__class__(shards=(), blocks=0, documents=0, tokens=0)
     without = manifest.__class__(**{**vars(manifest), "splits": {**manifest.splits, "validation": hollow}})
+    (source,) = open_folder(shards).sources
+    corpus = Corpus((replace(source, manifest=without),))
     with pytest.raises(UserError, match=r"holds no validation documents; build with --validation-fraction 0\.01"):
-        validation_for(config, shards, without)
-    assert validation_for(config.model_copy(update={"evaluation": None}), shards, without) is None
+        validation_for(config, corpus)
+    assert validation_for(config.model_copy(update={"evaluation": None}), corpus) is None

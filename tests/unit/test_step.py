@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from data_pipeline.batch import Batch
+from data_pipeline.corpus import open_folder
+from data_pipeline.from_recipe import loader_for
 from data_pipeline.manifest import load_manifest
 from trainer.config import Config
-from trainer.ds_config import build_ds_config
 from trainer.half_precision import half_precisions
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import loader_for, make_engine, resolve
+from trainer.setup import make_engine, plan_layout, resolve
 from trainer.step import DataParallelStep
-from trainer.topology import plan_batches
 
 
 def config_of(recipe: Path, *more: str, micro: int = 12, zero_stage: int = 1, precision: str = "fp32") -> Config:
@@ -28,26 +28,19 @@ def config_of(recipe: Path, *more: str, micro: int = 12, zero_stage: int = 1, pr
     return load_recipe(str(recipe), overrides=[*layout, *dropout, *more])
 
 
+def steps_of(config: Config, shards: Path) -> list[list[Batch]]:
+    """The batches of a run's first four steps."""
+    with closing(loader_for(config, open_folder(shards), dp_rank=0, dp_world_size=1)) as loader:
+        return [next(loader) for _ in range(4)]
+
+
 @contextmanager
 def engine_of(config: Config, shards: Path, runtime: Runtime) -> Iterator[tuple[DataParallelStep, list[list[Batch]]]]:
     """A new engine and the batches of its first four steps."""
     manifest = load_manifest(shards)
     config = resolve(config, manifest)
-    train = config.train
-    batch_plan = plan_batches(
-        global_batch_size=train.global_batch_size, micro_batch_size=train.micro_batch_size, dp_world_size=1, lanes=12
-    )
-    plan = build_ds_config(
-        config,
-        topology=runtime.topology,
-        batch_plan=batch_plan,
-        device_type="cpu",
-        half_precisions=half_precisions("cpu"),
-    )
-    loader = loader_for(config, shards, manifest, dp_rank=0, batch_plan=batch_plan)
-    engine = make_engine(config, ds_plan=plan, runtime=runtime, source=None)
-    steps = [next(loader) for _ in range(4)]
-    loader.close()
+    steps = steps_of(config, shards)
+    engine = make_engine(config, ds_plan=plan_layout(config, runtime=runtime), runtime=runtime, source=None)
     try:
         yield engine, steps
     finally:
@@ -103,6 +96,23 @@ def test_the_loss_is_the_mean_over_predicted_tokens_of_the_whole_batch(
     assert len(set(predicted)) > 1
     assert float(sums["mlm"].predictions) == sum(predicted)
     assert float(sums["mlm"].loss) == pytest.approx(sum(float(part["mlm"].loss) for part in parts), rel=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_the_size_and_number_of_micro_batches_may_change_from_step_to_step(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, reference: list[tuple[float, float]], zero_stage: int
+) -> None:
+    steps = {micro: steps_of(config_of(tiny_recipe, micro=micro), shards) for micro in (2, 4, 12)}
+    found, sizes = [], []
+    with engine_of(config_of(tiny_recipe, micro=2, zero_stage=zero_stage), shards, runtime) as (engine, _):
+        for step, micro in enumerate((2, 12, 4, 12)):
+            sums = engine.train_step(steps[micro][step], step=step, learning_rate=1e-3)
+            assert engine.was_applied
+            found.append((float(sums["mlm"].loss / sums["mlm"].predictions), engine.gradient_norm))
+            ds = engine._engine
+            sizes.append((ds.train_batch_size(), ds.train_micro_batch_size_per_gpu(), ds.gradient_accumulation_steps()))
+    assert np.allclose(found, reference, rtol=2e-6, atol=0)
+    assert sizes == [(12, 2, 6), (12, 12, 1), (12, 4, 3), (12, 12, 1)]
 
 
 def test_gradients_are_clipped_to_the_recipes_norm(tiny_recipe: Path, shards: Path, runtime: Runtime) -> None:

@@ -1,9 +1,10 @@
-"""`trainer show-config`: the resolved recipe and what DeepSpeed receives."""
+"""`trainer show-config`: the resolved recipe, what DeepSpeed receives and the learning rate over the steps."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from trainer.commands.arguments import Commands, add_recipe
 from trainer.recipe import dump_config, load_recipe
@@ -14,6 +15,9 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("show-config", help="print the resolved recipe and exactly what DeepSpeed receives")
     add_recipe(parser)
     parser.add_argument("--world-size", type=int, default=1, metavar="N", help="processes to resolve it for [1]")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw the learning rate over the steps, and sketch it here"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -27,4 +31,9 @@ def _run(options: argparse.Namespace) -> int:
     print(json.dumps(plan.config, indent=2))
     for note in plan.notes:
         print(f"# {note}")
+    if options.plot is not None:
+        from trainer.schedule_plot import plot_schedule, sketch_schedule
+
+        plot_schedule(config, out=options.plot)
+        print(f"\n{sketch_schedule(config)}\n\n# drawn to {options.plot}")
     return 0

@@ -15,11 +15,16 @@ IGNORED_LABEL = -100
 
 
 class BertForMaskedLanguageModel(nn.Module):
-    """The encoder with its MLM head, run on predicted positions only."""
+    """The encoder with its MLM head, run on predicted positions only.
 
-    def __init__(self, config: ModelConfig) -> None:
+    `label_smoothing` and `z_loss` are part of the loss in training and of none in evaluation.
+    """
+
+    def __init__(self, config: ModelConfig, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         super().__init__()
         self.config = config
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
         self.encoder = BertEncoder(config)
         self.head = MaskedLanguageModelHead(config, word=self.encoder.embeddings.word)
 
@@ -52,7 +57,8 @@ class BertForMaskedLanguageModel(nn.Module):
         )
         logits = self.head(hidden)
         count_correct = not self.training if count_correct is None else count_correct
-        return {MASKED_LANGUAGE_MODEL: classification_term(logits, targets, count_correct=count_correct)}
+        extra = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss} if self.training else {}
+        return {MASKED_LANGUAGE_MODEL: classification_term(logits, targets, count_correct=count_correct, **extra)}
 
     def logits(
         self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor, token_type_ids: Tensor | None = None

@@ -12,13 +12,15 @@ from trainer.config import ModelConfig
 from trainer.model.bert import BertForMaskedLanguageModel
 
 
-def create_model(config: ModelConfig, *, seed: int) -> BertForMaskedLanguageModel:
+def create_model(
+    config: ModelConfig, *, seed: int, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> BertForMaskedLanguageModel:
     """A model on the CPU whose weights are a pure function of (config, seed); torch's global generator is untouched.
 
     Every rank calls it and gets the same weights. UserError where `config.vocab_size` is not set.
     """
     with torch.random.fork_rng(devices=[]):
-        model = BertForMaskedLanguageModel(config)
+        model = BertForMaskedLanguageModel(config, label_smoothing=label_smoothing, z_loss=z_loss)
     initialize_weights(model, std=config.initializer_range, seed=seed)
     return model
 
@@ -38,15 +40,26 @@ def initialize_weights(model: nn.Module, *, std: float, seed: int) -> None:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups "decay" (matrices, embeddings) and "no_decay" (biases, norms), in the model's own order."""
+def parameter_groups(model: nn.Module, *, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:
+    """Optimiser groups "decay" (matrices, embeddings) and "no_decay" (biases, norms), in the model's own order.
+
+    With `muon`, the matrices of the encoder's layers form a third one, "muon", marked by muon=True, and come first.
+    """
     # By name, not by shape: ZeRO-3 flattens the weights of a model made under its `zero.Init`.
+    matrices: list[nn.Parameter] = []
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (no_decay if name.endswith(".bias") or "norm." in name else decay).append(parameter)
-    return [
+        if not parameter.requires_grad:
+            continue
+        if name.endswith(".bias") or "norm." in name:
+            no_decay.append(parameter)
+        else:
+            (matrices if muon and ".layers." in name else decay).append(parameter)
+    groups: list[dict[str, Any]] = [
         {"name": "decay", "params": decay, "weight_decay": weight_decay},
         {"name": "no_decay", "params": no_decay, "weight_decay": 0.0},
     ]
+    return (
+        [{"name": "muon", "params": matrices, "weight_decay": weight_decay, "muon": True}, *groups] if muon else groups
+    )

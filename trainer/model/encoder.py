@@ -74,7 +74,8 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_positions, hidden) if learned else SinusoidalPositions(config)
         self.token_type = nn.Embedding(config.type_vocab_size, hidden)
         self.norm = layer_norm(config) if config.norm == "post" else nn.Identity()
-        self.dropout = Dropout(config.hidden_dropout)
+        own = config.embedding_dropout
+        self.dropout = Dropout(config.hidden_dropout if own is None else own)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """Three [T] integer tensors -> [T, hidden]."""

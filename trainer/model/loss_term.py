@@ -24,9 +24,18 @@ class LossTerm(NamedTuple):
     """Scalar: how many have the label as their most likely class; NOT_COUNTED where nobody asked."""
 
 
-def classification_term(logits: Tensor, targets: Tensor, *, count_correct: bool) -> LossTerm:
-    """Cross-entropy of logits [N, classes] against targets [N] int64; sums over the N predictions."""
-    loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+def classification_term(
+    logits: Tensor, targets: Tensor, *, count_correct: bool, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> LossTerm:
+    """Cross-entropy of logits [N, classes] against targets [N] int64; sums over the N predictions.
+
+    `label_smoothing` mixes an even distribution into the targets (Szegedy et al. 2016, section 7); `z_loss` weighs
+    the square of each prediction's log-sum-exp, which holds logits near zero (Chowdhery et al. 2022, section 5).
+    """
+    scores = logits.float()
+    loss = F.cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
+    if z_loss > 0.0:
+        loss = loss + z_loss * scores.logsumexp(dim=-1).square().sum()
     predictions = torch.full((), targets.numel(), dtype=torch.int64, device=logits.device)
     if count_correct:
         correct = (logits.detach().argmax(dim=-1) == targets).sum()

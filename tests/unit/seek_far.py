@@ -1,0 +1,72 @@
+"""A program that plans one step far into a made-up corpus of a billion documents, and tells what it cost.
+
+`python seek_far.py FOLDER STEP`: FOLDER keeps the row counts; without STEP they are made. Torch is not imported, so
+that the memory told is the planning's own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from data_pipeline.hashing import derive_key, permutation
+from data_pipeline.order import rank_rows
+from data_pipeline.packing import count_rows
+from data_pipeline.reader import RowReader
+from data_pipeline.row_counts import _keep, _path
+from data_pipeline.shards import Block
+
+BLOCKS, BLOCK_DOCUMENTS = 1_953_125, 512
+BATCH_ROWS, RANKS, MICRO_ROWS = 4096, 8, 32
+SHAPE = {"max_seq_len": 512, "packing": "packed"}
+
+
+class MadeUpStore:
+    """A billion documents: every block has the same lengths in an order of its own, drawn when it is asked for."""
+
+    split = "train"
+    num_blocks = BLOCKS
+    manifest = SimpleNamespace(fingerprint="made-up", special_token_ids={"pad": 0, "cls": 1, "sep": 2})
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lengths = (20 + permutation(7, BLOCK_DOCUMENTS) % 350).astype(np.uint32)
+
+    def read_block(self, block: int) -> Block:
+        lengths = self.lengths[permutation(derive_key("lengths", block), BLOCK_DOCUMENTS)]
+        return Block(np.zeros(int(lengths.sum()), dtype=np.uint16), lengths)
+
+    def first_document(self, block: int) -> int:
+        return block * BLOCK_DOCUMENTS
+
+
+def main(folder: Path, step: int | None) -> dict[str, object]:
+    store = MadeUpStore(folder)
+    if step is None:
+        rows = count_rows(store.lengths, **SHAPE)
+        counts = np.empty((2, BLOCKS), dtype=np.int64)
+        counts[:] = [[rows], [int(store.lengths.sum())]]
+        _keep(_path(store, **SHAPE), counts)
+        return {}
+    started = time.process_time()
+    reader = RowReader(store, **SHAPE, lanes=960, seed=0, dp_world_size=RANKS)
+    rows = rank_rows(step * BATCH_ROWS, batch_size=BATCH_ROWS, dp_rank=3, dp_world_size=RANKS)
+    reader.order.locate(rows)
+    batch = reader.read(rows[:MICRO_ROWS])
+    return {
+        "seconds": time.process_time() - started,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "torch": "torch" in sys.modules,
+        "largest_document": int(max(documents.max() for documents in batch.row_documents)),
+        "tokens": batch.tokens,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)))
