@@ -182,6 +182,9 @@ class Trainer:
         source = CheckpointReader(saved)
         run.engine.load_state(source)
         run.state.applied_steps = source.state["applied_steps"]
+        # Of a phase that began behind the checkpoint, every update is gone.
+        same_phase = source.state["step"] >= phase_at(self._phases, run.state.step - 1).first_step
+        run.state.phase_applied_steps = source.state["phase_applied_steps"] if same_phase else 0
         run.spikes.roll_back(source.state.get("spikes") or {"losses": []})
         self._progress.message(
             f"the loss spiked at step {step}: went back to the weights of {saved.name}; the rows up to step "

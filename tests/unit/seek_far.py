@@ -7,7 +7,6 @@ that the memory told is the planning's own.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -46,6 +45,12 @@ class MadeUpStore:
         return block * BLOCK_DOCUMENTS
 
 
+def peak_kb() -> int:
+    """The largest resident set; getrusage would include that of the process which started this one."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+
+
 def main(folder: Path, step: int | None) -> dict[str, object]:
     store = MadeUpStore(folder)
     if step is None:
@@ -61,7 +66,7 @@ def main(folder: Path, step: int | None) -> dict[str, object]:
     batch = reader.read(rows[:MICRO_ROWS])
     return {
         "seconds": time.process_time() - started,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_kb() / 1024,
         "torch": "torch" in sys.modules,
         "largest_document": int(max(documents.max() for documents in batch.row_documents)),
         "tokens": batch.tokens,

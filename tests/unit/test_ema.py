@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import torch
 from command_line import Commands
 from torch import Tensor
 
+from data_pipeline.corpus import open_folder
+from data_pipeline.from_recipe import loader_for
 from data_pipeline.manifest import load_manifest
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
@@ -23,7 +25,7 @@ from trainer.model.create import create_model
 from trainer.model.weights import load_weights
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import loader_for, make_engine, plan_layout, resolve
+from trainer.setup import make_engine, plan_layout, resolve
 from trainer.step import DataParallelStep
 from trainer.step_sums import StepBatch
 
@@ -37,16 +39,13 @@ def config_of(recipe: Path, shards: Path, zero_stage: int, *more: str, precision
 @pytest.fixture(scope="module")
 def batches(tiny_recipe: Path, shards: Path, runtime: Runtime) -> list[list[StepBatch]]:
     config = config_of(tiny_recipe, shards, 0)
-    batch_plan, _ = plan_layout(config, runtime=runtime)
-    loader = loader_for(config, shards, load_manifest(shards), dp_rank=0, batch_plan=batch_plan)
-    steps = [list(next(loader)) for _ in range(4)]
-    loader.close()
-    return steps
+    with closing(loader_for(config, open_folder(shards), dp_rank=0, dp_world_size=1)) as loader:
+        return [list(next(loader)) for _ in range(4)]
 
 
 @contextmanager
 def engine_of(config: Config, runtime: Runtime, source: CheckpointReader | None = None) -> Iterator[DataParallelStep]:
-    engine = make_engine(config, ds_plan=plan_layout(config, runtime=runtime)[1], runtime=runtime, source=source)
+    engine = make_engine(config, ds_plan=plan_layout(config, runtime=runtime), runtime=runtime, source=source)
     try:
         yield engine
     finally:

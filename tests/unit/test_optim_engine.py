@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from data_pipeline.corpus import open_folder
+from data_pipeline.from_recipe import loader_for
 from data_pipeline.manifest import load_manifest
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
@@ -19,7 +21,7 @@ from trainer.model.loss_term import MASKED_LANGUAGE_MODEL
 from trainer.optim import create_optimizer
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import loader_for, make_engine, plan_layout, resolve
+from trainer.setup import make_engine, plan_layout, resolve
 from trainer.step import DataParallelStep
 from trainer.step_sums import StepBatch
 
@@ -30,16 +32,8 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def batches(tiny_recipe: Path, shards: Path, runtime: Runtime) -> list[list[StepBatch]]:
     config = config_of(tiny_recipe, shards, "adamw", 0)
-    loader = loader_for(
-        config,
-        shards,
-        load_manifest(shards),
-        dp_rank=0,
-        batch_plan=plan_layout(config, runtime=runtime)[0],
-    )
-    steps = [list(next(loader)) for _ in range(STEPS)]
-    loader.close()
-    return steps
+    with closing(loader_for(config, open_folder(shards), dp_rank=0, dp_world_size=1)) as loader:
+        return [list(next(loader)) for _ in range(STEPS)]
 
 
 def config_of(recipe: Path, shards: Path, optimizer: str, zero_stage: int, *more: str) -> Config:
@@ -51,7 +45,7 @@ def config_of(recipe: Path, shards: Path, optimizer: str, zero_stage: int, *more
 
 @contextmanager
 def engine_of(config: Config, runtime: Runtime, source: CheckpointReader | None = None) -> Iterator[DataParallelStep]:
-    engine = make_engine(config, ds_plan=plan_layout(config, runtime=runtime)[1], runtime=runtime, source=source)
+    engine = make_engine(config, ds_plan=plan_layout(config, runtime=runtime), runtime=runtime, source=source)
     try:
         yield engine
     finally:

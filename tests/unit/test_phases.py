@@ -120,7 +120,7 @@ PER_PHASE = [{"steps": 6, "schedule": {"warmup_steps": 2}}, {"steps": 4, "schedu
         ({"phases": PER_PHASE, "schedule": {"warmup_steps": 1}}, "set schedule in all phases and not beside them"),
         (
             {"phases": [PER_PHASE[0], {"steps": 4, "schedule": {"warmup_steps": 5}}]},
-            "phases[1].schedule.warmup_steps=5 is longer than the phase's steps=4",
+            "phases[1].schedule.warmup_steps=5 is longer than steps=4",
         ),
         ({"phases": [{"steps": 10, "max_seq_len": 513}]}, "phases[0].max_seq_len=513 is longer than model.max_pos"),
         ({"train": {"batch_warmup": [{"until_step": 10, "global_batch_size": 2}]}}, "stay below steps=10"),

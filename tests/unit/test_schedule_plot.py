@@ -68,7 +68,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"No such file or directory; name a file in a folder that is there"):
         plot_schedule(config(), out=tmp_path / "missing" / "rate.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"needs the package matplotlib; pip install 'bertline\[plot\]'"):
+    with pytest.raises(UserError, match=r"needs the package matplotlib; pip install 'bertline\[plots\]'"):
         plot_schedule(config(), out=tmp_path / "rate.png")
 
 

@@ -61,7 +61,7 @@ def train(
     cut_at: int | None = None,
 ) -> Run:
     config = load_recipe(str(recipe), overrides=[f"runs_dir={folder}", *SETTINGS, *settings])
-    run = set_up(config, shards=shards, runtime=runtime, resume="auto", report=print)
+    run = set_up(config, shards=[shards], runtime=runtime, resume="auto", report=print)
     engine = run.engine
     run = replace(run, engine=Spiking(engine, at=spikes, cut_at=cut_at))  # type: ignore[arg-type]
     progress = ProgressReporter(config.train.steps, start_step=run.state.step, is_main=False)
@@ -170,7 +170,7 @@ def test_a_nan_in_a_layer_ends_the_run_and_names_step_rank_and_layer(
 ) -> None:
     settings = [f"runs_dir={tmp_path}", *SETTINGS, "train.log_every_steps=8", f"engine.ds_config=zero{zero_stage}"]
     config = load_recipe(str(tiny_recipe), overrides=[*settings, "checkpoint.every_steps=4"])
-    run = set_up(config, shards=shards, runtime=runtime, resume="auto", report=print)
+    run = set_up(config, shards=[shards], runtime=runtime, resume="auto", report=print)
     calls = 0
 
     def spoil(module: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:

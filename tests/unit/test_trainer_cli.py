@@ -60,7 +60,7 @@ def test_a_mistake_in_a_fresh_process_is_one_line_and_exit_code_2(tmp_path: Path
         (
             "name: a\ndata: {shards: s, text: [t.txt]}\ntrain: {steps: 1, global_batch_size: 1, micro_batch_size: 1}\n",
             [],
-            "recipe.yaml:2: data: set exactly one of data.shards (a folder made by `data_pipeline build`) and",
+            "recipe.yaml:2: data: set exactly one of data.shards (a folder made by `data_pipeline build`), data.text",
         ),
         (
             "name: a\ndata: {shards: s}\ntrain: {steps: 1, global_batch_size: 1, micro_batch_size: 1}\n",
