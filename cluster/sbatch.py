@@ -128,7 +128,7 @@ def _srun(spec: JobSpec, options: SlurmOptions) -> str:
 
 def _supervised(spec: JobSpec, options: SlurmOptions) -> str:
     """The supervisor, which starts the ranks through one agent a node."""
-    return f"{_on_first_node(spec, 'supervise', options)} --restarts {options.restarts} --no-preflight"
+    return f"{_on_first_node(spec, 'supervise', options)} --restarts {options.restarts} --no-check --no-preflight"
 
 
 def _on_first_node(spec: JobSpec, command: str, options: SlurmOptions) -> str:

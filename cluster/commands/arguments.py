@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from cluster.channel import Connect
+from cluster.check import run_check
 from cluster.hostfile import Host
 from cluster.job import JobSpec, describe_job
 from cluster.launch import Launch
@@ -35,6 +37,19 @@ def add_job(parser: argparse.ArgumentParser, *, profile: str | None = None) -> N
         help=f"a YAML file or a name of cluster/profiles/ [{profile or 'none'}]",
     )
     parser.add_argument("--dry-run", action="store_true", help="print exactly what would run, and start nothing")
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """--no-check."""
+    parser.add_argument(
+        "--no-check", action="store_true", help="start without `trainer check`, which takes some seconds"
+    )
+
+
+def check_job(options: argparse.Namespace, spec: JobSpec) -> None:
+    """Run `trainer check` unless it is not wanted."""
+    if not options.no_check:
+        run_check(spec, report=functools.partial(print, flush=True))
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

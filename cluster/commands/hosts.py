@@ -62,10 +62,14 @@ def connection(options: argparse.Namespace, spec: JobSpec, *, module: str) -> Co
     return over_ssh(spec, module=module)
 
 
-def look_over_ssh(options: argparse.Namespace, spec: JobSpec, *, hosts: Sequence[Host]) -> None:
-    """Check names and ssh, then do the preflight unless it is not wanted."""
+def check_ssh(options: argparse.Namespace, spec: JobSpec, *, hosts: Sequence[Host]) -> None:
+    """Check the names of a hostfile's hosts, and that they accept ssh and see what they need."""
     check_names(hosts, source=options.hostfile)
     check_hosts(spec, hosts=[host.name for host in hosts])
+
+
+def look_at_hosts(options: argparse.Namespace, spec: JobSpec, *, hosts: Sequence[Host]) -> None:
+    """Do the preflight over ssh unless it is not wanted."""
     if wants_preflight(options, hosts=len(hosts)):
         look, agents = over_ssh(spec, module="cluster.look"), over_ssh(spec, module="cluster.agent")
         preflight(spec, hosts, look=look, agents=agents, report=functools.partial(print, flush=True))

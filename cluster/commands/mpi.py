@@ -6,8 +6,8 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from cluster.commands.arguments import Commands, add_job, job_of, print_or_become
-from cluster.commands.hosts import add_hostfile, add_preflight, look_over_ssh
+from cluster.commands.arguments import Commands, add_check, add_job, check_job, job_of, print_or_become
+from cluster.commands.hosts import add_hostfile, add_preflight, check_ssh, look_at_hosts
 from cluster.hostfile import Host, fill, read_hostfile
 from cluster.launch import first_line
 from cluster.launchers import mpi_launch
@@ -18,6 +18,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("mpi", help="train on the hosts of a hostfile, started by Open MPI's mpirun")
     add_job(parser)
+    add_check(parser)
     add_preflight(parser)
     add_hostfile(parser)
     parser.add_argument("-n", dest="processes", type=int, required=True, metavar="N", help="processes in all")
@@ -32,7 +33,9 @@ def _run(options: argparse.Namespace) -> int:
     launch = mpi_launch(spec, hostfile=options.hostfile)
     if not options.dry_run:
         _check_mpirun()
-        look_over_ssh(options, spec, hosts=used)
+        check_ssh(options, spec, hosts=used)
+        check_job(options, spec)
+        look_at_hosts(options, spec, hosts=used)
     return print_or_become(launch, dry_run=options.dry_run)
 
 

@@ -6,10 +6,8 @@ import argparse
 import functools
 
 from cluster.commands.arguments import Commands, add_job, job_of, print_connections
-from cluster.commands.hosts import add_hosts, connection, hosts_of
-from cluster.hostfile import check_names
+from cluster.commands.hosts import add_hosts, check_ssh, connection, hosts_of
 from cluster.preflight import preflight
-from cluster.ssh import check_hosts
 
 
 def add_parser(commands: Commands) -> None:
@@ -27,7 +25,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return print_connections(look, hosts=hosts) or print_connections(agents, hosts=hosts)
     if not options.slurm:
-        check_names(hosts, source=options.hostfile)
-        check_hosts(spec, hosts=[host.name for host in hosts])
+        check_ssh(options, spec, hosts=hosts)
     preflight(spec, hosts, look=look, agents=agents, report=functools.partial(print, flush=True))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from cluster.commands.arguments import Commands, add_job, job_of
+from cluster.commands.arguments import Commands, add_check, add_job, check_job, job_of
 from cluster.commands.hosts import add_preflight
 from cluster.sbatch import SlurmOptions, sbatch_launch
 from cluster.slurm import check_cluster, check_options, submit
@@ -15,6 +15,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("slurm", help="submit the training to SLURM")
     add_job(parser, profile="generic_slurm")
+    add_check(parser)
     add_preflight(parser)
     parser.add_argument("--nodes", type=int, required=True, metavar="N")
     parser.add_argument(
@@ -57,6 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         print(launch.text())
         return 0
     check_cluster(spec, asked)
+    check_job(options, spec)
     job_id = submit(launch, run_dir=spec.run_dir)
     run = spec.config.run_dir
     print(f"submitted job {job_id}; python -m cluster status {run}, logs {run} --rank 0, cancel {run}")

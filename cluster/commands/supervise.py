@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 
-from cluster.commands.arguments import Commands, add_job, job_of, print_connections
-from cluster.commands.hosts import add_hosts, add_preflight, connection, hosts_of, look_over_ssh, wants_preflight
+from cluster.commands.arguments import Commands, add_check, add_job, check_job, job_of, print_connections
+from cluster.commands.hosts import add_hosts, add_preflight, check_ssh, connection, hosts_of, wants_preflight
 from cluster.preflight import preflight
 from cluster.supervisor import Supervisor
 from trainer.errors import UserError
@@ -16,6 +16,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("supervise", help="train over ssh or in a SLURM job, and start again after faults")
     add_job(parser)
+    add_check(parser)
     add_hosts(parser)
     add_preflight(parser)
     parser.add_argument(
@@ -35,7 +36,8 @@ def _run(options: argparse.Namespace) -> int:
         return print_connections(agents, hosts=hosts)
     report = functools.partial(print, flush=True)
     if not options.slurm:
-        look_over_ssh(options, spec, hosts=hosts)
-    elif wants_preflight(options, hosts=len(hosts)):
+        check_ssh(options, spec, hosts=hosts)
+    check_job(options, spec)
+    if wants_preflight(options, hosts=len(hosts)):
         preflight(spec, hosts, look=look, agents=agents, report=report)
     return Supervisor(spec, hosts, connect=agents, restarts=options.restarts, report=report).run()

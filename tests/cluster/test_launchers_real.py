@@ -34,7 +34,7 @@ def test_deepspeed_over_ssh_trains_on_two_hosts_and_signs_of_the_shell_are_never
 def test_what_ends_the_ranks_is_the_exit_code_of_deepspeed_over_ssh(site):
     cwd = site.new_folder()
     hostfile = site.hostfile(cwd, "node1", "node2")
-    wrong = ("--no-preflight", "--set", "data.shards=nowhere")
+    wrong = ("--no-check", "--no-preflight", "--set", "data.shards=nowhere")
     done = site.cluster(
         "deepspeed", site.recipe, "--hostfile", hostfile, "--profile", site.profile, *wrong, cwd=cwd, expect=2
     )
@@ -45,7 +45,7 @@ def test_what_ends_the_ranks_is_the_exit_code_of_deepspeed_over_ssh(site):
 def test_mpirun_trains_on_two_hosts_that_meet_through_mpi(site):
     cwd = site.new_folder()
     hostfile = site.hostfile(cwd, *site.hosts.names)
-    asked = ("--hostfile", hostfile, "-n", 2, "--profile", site.profile, "--no-preflight")
+    asked = ("--hostfile", hostfile, "-n", 2, "--profile", site.profile, "--no-check", "--no-preflight")
     site.cluster("mpi", site.recipe, *asked, *TWO_STEPS, cwd=cwd)
     check_two_steps_on(cwd / "runs/run", processes=2)
     wrong = site.cluster("mpi", site.recipe, *asked, "--set", "data.shards=nowhere", cwd=cwd, expect=2)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
+from cluster.check import run_check
+from cluster.job import describe_job
 from cluster.profile import PROFILES_DIR, load_profile
 
 RECIPE = """\
@@ -181,7 +183,7 @@ def test_restarts_put_the_supervisor_in_the_place_of_srun_in_a_job_that_outlives
     text = dry_run(capsys, *SLURM, "--restarts", "5", "--no-preflight", "--set", "seed=3")
     assert "#SBATCH --no-kill\n" in text
     assert "cluster preflight" not in text
-    asked = "--slurm --procs 4 --profile generic_slurm --set seed=3 --restarts 5 --no-preflight\ncode=$?"
+    asked = "--slurm --procs 4 --profile generic_slurm --set seed=3 --restarts 5 --no-check --no-preflight\ncode=$?"
     assert f" -u -m cluster supervise {Path.cwd()}/recipe.yaml {asked}" in text
     assert "cluster preflight" not in dry_run(capsys, *SLURM, "--nodes", "1")
 
@@ -332,3 +334,27 @@ def test_percent_signs_which_pdsh_would_replace_are_refused(capsys: pytest.Captu
 def test_a_wrong_profile_is_refused(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("site.yaml").write_text(text)
     assert message in mistake(capsys, "local", "recipe.yaml", "--procs", "2", "--profile", "site.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("engine.ds_config=nowhere", "engine.ds_config='nowhere' is neither a .json file nor a name"),
+        ("data.shards=nowhere", "nowhere"),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_told_before_anything_starts(
+    setting: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    assert message in mistake(capsys, "local", "recipe.yaml", "--procs", "2", "--set", setting)
+
+
+def test_without_pytorch_the_rest_of_the_check_is_left_to_the_job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    spec = describe_job("recipe.yaml", overrides=[], profile=None, processes=[2], workdir=Path.cwd())
+    said: list[str] = []
+    run_check(spec, report=said.append)
+    assert said == ["no PyTorch here: the recipe's batch was checked, the rest is when the job starts"]

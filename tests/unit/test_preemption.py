@@ -21,7 +21,7 @@ from trainer.setup import Run, set_up
 def train(recipe: Path, shards: Path, runtime: Runtime, folder: Path, *, told_at_poll: int = 0) -> Run:
     """Train; at the poll of that number, from 1, this process gets SIGUSR2."""
     config = load_recipe(str(recipe), overrides=[f"runs_dir={folder}", "checkpoint.every_steps=100"])
-    run = set_up(config, shards=shards, runtime=runtime, resume="auto", report=print)
+    run = set_up(config, shards=[shards], runtime=runtime, resume="auto", report=print)
     progress = ProgressReporter(config.train.steps, start_step=run.state.step, is_main=False)
     polls = 0
 
