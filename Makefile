@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test check bench parity clean
+.PHONY: demo test check bench parity drill cluster-packages clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-demo
@@ -28,6 +28,16 @@ bench: .venv/installed-dev
 
 parity: .venv/installed-demo
 	$(BIN)/python -m trainer parity --table docs/parity.md
+
+# Random faults on three hosts made of namespaces: killed, stopped and cut off in turn; needs root and cluster-packages.
+FAULTS ?= 50
+drill: .venv/installed-dev
+	BERTLINE_DRILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s tests/cluster/test_drill.py
+
+# Debian packages of which tests/cluster makes hosts with sshd and SLURM; needs root. Without them those tests skip.
+cluster-packages:
+	apt-get update -q
+	apt-get install -q -y --no-install-recommends slurmctld slurmd slurm-client munge openssh-server pdsh iproute2 procps
 
 clean:
 	rm -rf .venv runs

@@ -36,7 +36,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit code: 0, 1 when parity is off, 2 for a mistake, named in one line."""
+    """Run one command; gives the exit code: 0, 1 when parity is off, 2 for a mistake,
+    named in one line, 75 when training was told to stop and has saved."""
     options = parse_arguments(arguments)
     return run_command(lambda: int(options.run(options)))
 

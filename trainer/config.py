@@ -177,8 +177,8 @@ class Config(StrictModel):
             )
         if self.parallel.num_stages > 1 and self.objective.pairs != "none":
             raise ValueError(
-                f"parallel.num_stages={self.parallel.num_stages} does not go with objective.pairs={self.objective.pairs}: "
-                "the pipeline's last stage has no pair head; use one stage, or train without pairs"
+                f"parallel.num_stages={self.parallel.num_stages} does not go with objective.pairs="
+                f"{self.objective.pairs}: a pipeline's last stage has no pair head; use one stage, or pairs: none"
             )
         check_length(self.schedule, total_steps=self.train.steps)
         return self

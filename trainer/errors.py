@@ -8,10 +8,19 @@ import traceback
 from collections.abc import Callable
 
 USER_ERROR_EXIT_CODE = 2
+# EX_TEMPFAIL of sysexits.h: told to stop, saved, to be started again.
+REQUEUE_EXIT_CODE = 75
+# EX_UNAVAILABLE: another process of the job is gone.
+LOST_RANK_EXIT_CODE = 69
+_LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 class UserError(Exception):
     """A mistake or a condition that the user can mend: one line saying what, where, the rule and the fix."""
+
+
+class LostRankError(UserError):
+    """Another process of the job is gone: nothing the user did, and a new start goes on."""
 
 
 class ReportedError(Exception):
@@ -39,19 +48,20 @@ def run_command(command: Callable[[], int]) -> int:
     except (UserError, OSError) as error:
         if _one_line(error) is None:
             raise
-        return print_error(error) if os.environ.get("LOCAL_RANK", "0") == "0" else USER_ERROR_EXIT_CODE
+        local_rank = next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "0")
+        return print_error(error) if local_rank == "0" else USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         return 130
 
 
 def print_error(error: Exception) -> int:
-    """Print what a user can mend as one line, anything else with its traceback; gives the exit code, 2 or 1."""
+    """Print what a user can mend as one line, anything else with its traceback; gives the exit code: 2, 69 or 1."""
     message = _one_line(error)
     if message is None:
         traceback.print_exception(error)
         return 1
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return USER_ERROR_EXIT_CODE
+    return LOST_RANK_EXIT_CODE if isinstance(error, LostRankError) else USER_ERROR_EXIT_CODE
 
 
 def _one_line(error: Exception) -> str | None:

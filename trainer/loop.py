@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from trainer.checkpoint_files import CheckpointReader
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
 from trainer.errors import UserError
+from trainer.events import append_event
 from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
 from trainer.phases import phase_at, phases_of
+from trainer.preemption import StoppedEarly
 from trainer.progress import ProgressReporter
 from trainer.runtime import Runtime, on_main
 from trainer.schedule import learning_rate
@@ -35,8 +37,16 @@ _PEAK_MEASUREMENT_S = 0.3
 class Trainer:
     """Runs a set-up run to its last step; every method is collective."""
 
-    def __init__(self, run: Run, *, metrics: MetricsWriter, progress: ProgressReporter) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        metrics: MetricsWriter,
+        progress: ProgressReporter,
+        poll: Callable[[], None] | None = None,
+    ) -> None:
         self.run = run
+        self._poll = poll
         self._metrics = metrics
         self._progress = progress
         self._meter = ThroughputMeter()
@@ -51,9 +61,28 @@ class Trainer:
         self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
     def train(self) -> None:
-        """Train to the recipe's last step, then evaluate and save what is not yet saved."""
+        """Train to the recipe's last step, then evaluate and save what is not yet saved.
+
+        `poll` is called before each step and after each batch of an evaluation; what it raises on all ranks,
+        StoppedEarly, goes on to the caller once the run is saved.
+        """
+        try:
+            with self._meter.paused():
+                if self.run.state.evaluation_pending and self._evaluate():
+                    self.save()
+            self._train()
+        except StoppedEarly:
+            if self.run.state.step > self._saved_step:
+                if (spike := self._find_spike()) is not None:
+                    self._answer_spike(spike)  # losses not yet looked at are in no checkpoint
+                self.save()
+            raise
+
+    def _train(self) -> None:
         config, state, total = self.run.config, self.run.state, self.run.config.train.steps
         while state.step < total:
+            if self._poll is not None:
+                self._poll()
             with self._meter.waiting_for_data():
                 batches = next(self.run.loader)
             rate = self._learning_rate()
@@ -199,10 +228,18 @@ class Trainer:
             return False
         if state.step % run.config.evaluation.every_steps and state.step != run.config.train.steps:
             return False
+        return self._evaluate()
+
+    def _evaluate(self) -> bool:
+        run, state = self.run, self.run.state
+        if run.validation is None:
+            return False
         if (spike := self._find_spike()) is not None:
             self._answer_spike(spike)  # first, because the best checkpoint is saved behind an evaluation
+        state.evaluation_pending = True
         with run.engine.averaged_weights():
-            result = run.validation.run(run.engine.eval_step)
+            result = run.validation.run(run.engine.eval_step, poll=self._poll)
+        state.evaluation_pending = False
         values = result.metrics()
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
         self._progress.message(
@@ -235,6 +272,8 @@ class Trainer:
             keep_last=run.config.checkpoint.keep_last,
             best_step=run.state.best_step,
         )
+        if run.runtime.is_main:
+            append_event(run.config.run_dir, "save", step=run.state.step)
         self._saved_at_s = time.monotonic()
         stall = {"time/checkpoint_stall_s": self._saved_at_s - began_s}
         self._metrics.write(stall, step=run.state.step, applied_steps=run.state.applied_steps)

@@ -13,20 +13,26 @@ from data_pipeline.tokenizer import copy_tokenizer
 from data_pipeline.vocabulary import load_tokenizer
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.events import append_event
 from trainer.export import export_checkpoint, require_export
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter
+from trainer.preemption import Preemption, StoppedEarly
 from trainer.prepare import shard_folders
 from trainer.progress import ProgressReporter
 from trainer.resume import Resume
 from trainer.run_folder import describe_run
 from trainer.runtime import on_main, started
 from trainer.setup import Run, plan_layout, set_up
+from trainer.stall import StallWatch
 from trainer.topology import topology_from_env
 
 
-def pretrain(config: Config, *, resume: Resume) -> None:
-    """Train as the recipe says; every process that a launcher started calls it with the same arguments."""
+def pretrain(config: Config, *, resume: Resume) -> bool:
+    """Train as the recipe says; every process that a launcher started calls it with the same arguments.
+
+    False when the job was told to stop (trainer.preemption) and has saved before its last step.
+    """
     topology = topology_from_env(os.environ, num_stages=config.parallel.num_stages)
     progress = ProgressReporter(config.train.steps, start_step=0, is_main=topology.is_main)
     if config.export:
@@ -42,22 +48,39 @@ def pretrain(config: Config, *, resume: Resume) -> None:
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)
             _keep_tokenizer(run.corpus.sources[0].folder, run.config.run_dir)
-        _train(run)
-        if config.export:
+            append_event(run.config.run_dir, "train", step=run.state.step, world_size=topology.world_size)
+        finished = _train(run)
+        if topology.is_main:
+            append_event(run.config.run_dir, "finished" if finished else "stopped", step=run.state.step)
+        if not finished:
+            progress.message(f"told to stop: saved step {run.state.step}; start again to go on")
+        elif config.export:
             on_main(runtime, lambda: export_checkpoint(run.config.run_dir, which="auto"))
             progress.message(f"exported to {run.config.run_dir / 'export'}")
+    return finished
 
 
-def _train(run: Run) -> None:
-    is_main = run.runtime.is_main
+def _train(run: Run) -> bool:
+    """Train to the end, True, or until told to stop, False."""
+    is_main, rank = run.runtime.is_main, run.runtime.topology.rank
     with (
+        StallWatch(run.config.run_dir, rank=rank, minutes=run.config.train.stall_minutes) as watch,
+        Preemption(run.runtime) as preemption,
         ProgressReporter(run.config.train.steps, start_step=run.state.step, is_main=is_main) as progress,
         MetricsWriter(run.config.run_dir, is_main=is_main, resume_step=run.state.step) as metrics,
     ):
+
+        def poll() -> None:
+            watch.beat()
+            preemption.poll()
+
         try:
-            Trainer(run, metrics=metrics, progress=progress).train()
+            Trainer(run, metrics=metrics, progress=progress, poll=poll).train()
+        except StoppedEarly:
+            return False
         finally:
             run.loader.close()
+    return True
 
 
 def _keep_tokenizer(shards: Path, run_dir: Path) -> None:

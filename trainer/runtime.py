@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import logging
 import os
 import pickle
-import socket
+import signal
+import sys
 import threading
 import time
 import warnings
@@ -19,14 +21,16 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
-from trainer.errors import ReportedError, UserError, print_error
+from trainer.errors import LostRankError, ReportedError, UserError, print_error
+from trainer.meeting import meet
 from trainer.memory import present_memory_bytes
+from trainer.ranks import find_place
 from trainer.topology import Topology
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 _POLL_S = 0.5
+_PR_SET_PDEATHSIG = 1
 _LAST_WORDS_S = 5.0
 _STARTED_BYTES = 180 << 20
 _FAILURES, _EXIT_CODE, _HEARD = "bertline/failures", "bertline/exit-code", "bertline/heard"
@@ -66,6 +70,8 @@ def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
     A failure of one rank's body is printed once and ends all ranks, whatever they are waiting for. Raises UserError
     when fewer processes meet than the launcher promised, or a GPU is missing.
     """
+    if find_place(os.environ).launcher != "alone":
+        _end_with_launcher()
     use_cuda = torch.cuda.is_available()
     # Asked on every rank alike: the first of the host prints it, and none waits for those that are gone.
     if use_cuda and topology.local_world_size > torch.cuda.device_count():
@@ -81,7 +87,7 @@ def started(topology: Topology, *, deterministic: bool) -> Iterator[Runtime]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     backend = "nccl" if use_cuda else "gloo"
-    store = _meet(topology)
+    store = meet(topology, timeout=COLLECTIVE_TIMEOUT)
     in_order = topology.world_size == 1
     try:
         with _ending_together(store, topology=topology):
@@ -124,23 +130,6 @@ def started_process_bytes() -> int:
     return present_memory_bytes() + _STARTED_BYTES
 
 
-def _meet(topology: Topology) -> Store:
-    """The key-value store of the job, once all ranks have opened it."""
-    if "MASTER_ADDR" not in os.environ:
-        _meet_alone()
-    try:
-        meeting = rendezvous("env://", topology.rank, topology.world_size, timeout=COLLECTIVE_TIMEOUT)
-        store: Store = next(meeting)[0]
-    except dist.DistError as error:
-        raise UserError(
-            f"rank {topology.rank} did not meet all {topology.world_size} processes at MASTER_ADDR="
-            f"{os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ.get('MASTER_PORT')}: {error}; check that the "
-            "launcher starts all of them, and that no other job, perhaps this run started earlier, holds the port "
-            "(deepspeed --master_port, torchrun --master-port)"
-        ) from error
-    return store
-
-
 @contextlib.contextmanager
 def _ending_together(store: Store, *, topology: Topology) -> Iterator[None]:
     """Let the first failure of any rank's body be printed once and end every rank, even one deep in a collective."""
@@ -163,13 +152,13 @@ def _ending_together(store: Store, *, topology: Topology) -> Iterator[None]:
         listener.join()
 
 
-def _lost_rank(error: Exception) -> UserError | None:
+def _lost_rank(error: Exception) -> LostRankError | None:
     """The line for a collective that broke because another process of the job is gone; None for other errors."""
     text = str(error)
     broken = isinstance(error, RuntimeError) and any(word in text for word in ("onnection", "NCCL", "gloo"))
     if not (broken or isinstance(error, dist.DistError)):
         return None
-    return UserError(
+    return LostRankError(
         "another process of this job ended without a word, killed or out of memory (the system's log may tell); all "
         f"have been stopped: start again to resume. The network said: {' '.join(text.split())[:160]}"
     )
@@ -205,6 +194,12 @@ def _end_with_others(store: Store, over: threading.Event) -> None:
             return
 
 
+def _end_with_launcher() -> None:
+    """Have the system end this process with the one that started it: nobody else would, on this host."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _set_threads(topology: Topology) -> int:
     """Give each process its share of the host's cores, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
@@ -236,13 +231,3 @@ def _join(store: Store, *, topology: Topology, device: torch.device, backend: st
         device_id=device if backend == "nccl" else None,
     )
     deepspeed.init_distributed(backend, dist_init_required=False, verbose=False)
-
-
-def _meet_alone() -> None:
-    """A process that no launcher started meets itself on a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"
-    )

@@ -14,7 +14,7 @@ class RunState:
 
     phase_applied_steps: those of them since the present phase began. tokens: real tokens consumed by all ranks, and
     source_tokens the same by the name of the mixture's source. best_validation_loss: the least so far, in nats, and
-    its step.
+    its step. evaluation_pending: whether the evaluation of this step was begun and not ended.
     """
 
     step: int = 0
@@ -24,6 +24,7 @@ class RunState:
     source_tokens: dict[str, int] = field(default_factory=dict)
     best_validation_loss: float | None = None
     best_step: int | None = None
+    evaluation_pending: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """The counters as plain values."""
@@ -32,7 +33,8 @@ class RunState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the counters of a checkpoint."""
         for key in asdict(self):
-            setattr(self, key, state[key])
+            # Checkpoints of earlier versions lack what was added since.
+            setattr(self, key, state.get(key, getattr(self, key)))
 
     def offer_best(self, loss: float) -> bool:
         """Record a validation loss; True when it is the least so far, which one that is no number never is."""

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from trainer.errors import UserError
-
-_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_LOCAL_SIZE_VARIABLES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's name, then the deepspeed launcher's
+from trainer.ranks import find_place
 
 
 @dataclass(frozen=True)
@@ -77,27 +75,16 @@ class BatchPlan:
 
 
 def topology_from_env(env: Mapping[str, str], *, num_stages: int = 1) -> Topology:
-    """The place that a launcher (deepspeed, torchrun) set in the environment; alone when it set nothing.
+    """The place that a launcher set in the environment (`trainer.ranks`); alone when there was none.
 
-    UserError when only some of the variables are set, or when they are no numbers or contradict each other.
+    UserError when variables are missing, are no numbers, or contradict each other.
     """
-    present = [name for name in (*_RANK_VARIABLES, *_LOCAL_SIZE_VARIABLES) if name in env]
-    if not present:
-        return Topology(rank=0, local_rank=0, world_size=1, local_world_size=1, num_stages=num_stages)
-    local_size = next((name for name in _LOCAL_SIZE_VARIABLES if name in env), _LOCAL_SIZE_VARIABLES[0])
-    needed = (*_RANK_VARIABLES, local_size)
-    missing = [name for name in needed if name not in env]
-    if missing:
-        raise UserError(
-            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; "
-            f"a launcher sets all of {', '.join(needed)}: start through deepspeed or torchrun, or unset them all"
-        )
-    rank, world_size, local_rank, local_world_size = (_integer(name, env[name]) for name in needed)
+    place = find_place(env)
     return Topology(
-        rank=rank,
-        local_rank=local_rank,
-        world_size=world_size,
-        local_world_size=local_world_size,
+        rank=place.rank,
+        local_rank=place.local_rank,
+        world_size=place.world_size,
+        local_world_size=place.local_world_size,
         num_stages=num_stages,
     )
 
@@ -159,10 +146,3 @@ def _check_within(name: str, value: int, size_name: str, size: int) -> None:
         raise UserError(
             f"{name}={value} is not in [0, {size_name}={size}); start the job through its launcher, or unset both"
         )
-
-
-def _integer(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"the environment's {name}={text!r} is not a whole number; start through a launcher") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -21,6 +22,7 @@ class TrainConfig(StrictModel):
     """How long, in which batches, and how often something is written.
 
     `batch_warmup` goes through smaller batches first, each stage until its own step, then on with `global_batch_size`.
+    `stall_minutes`: after so long without a step, or a batch of an evaluation, each process writes its stacks and ends.
     """
 
     steps: PositiveInt
@@ -28,6 +30,7 @@ class TrainConfig(StrictModel):
     micro_batch_size: PositiveInt
     batch_warmup: list[BatchWarmupStage] = Field(default_factory=list)
     log_every_steps: PositiveInt = 10
+    stall_minutes: Annotated[float, Field(gt=0.0)] | None = 30.0
 
     @model_validator(mode="after")
     def _warmup_grows(self) -> TrainConfig:

@@ -148,7 +148,7 @@ def test_a_programmers_mistake_shows_one_traceback_and_ends_all_ranks_with_1(
 def test_a_rank_that_is_killed_leaves_no_other_waiting(commands: Commands, tmp_path: Path) -> None:
     body = "if runtime.topology.rank == 1: os.kill(os.getpid(), 9)\ndist.all_reduce(torch.ones(1))"
     codes, _, told = run_ranks(commands, tmp_path, body)
-    assert codes == [2, -9]
+    assert codes == [69, -9]
     assert "error: another process of this job ended without a word" in told
     assert "Traceback" not in told
 

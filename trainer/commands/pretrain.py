@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from trainer.commands.arguments import Commands, add_recipe
+from trainer.errors import REQUEUE_EXIT_CODE
 from trainer.recipe import load_recipe
 
 
@@ -25,5 +26,4 @@ def _run(options: argparse.Namespace) -> int:
     config = load_recipe(options.recipe, overrides=options.overrides)
     from trainer.pretrain import pretrain
 
-    pretrain(config, resume=options.resume)
-    return 0
+    return 0 if pretrain(config, resume=options.resume) else REQUEUE_EXIT_CODE
