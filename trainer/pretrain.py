@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from data_pipeline.build import TOKENIZER_FOLDER
-from data_pipeline.manifest import load_manifest
+from data_pipeline.manifest import TOKENIZER_FOLDER, load_manifest
 from data_pipeline.tokenizer import Tokenizer, copy_tokenizer
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.export import export_checkpoint, require_export
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter
-from trainer.prepare import shard_folders
+from trainer.places import remote_scheme
+from trainer.prepare import local_shards, shard_folders
 from trainer.progress import ProgressReporter
 from trainer.resume import Resume
 from trainer.run_folder import describe_run
@@ -37,7 +37,8 @@ def pretrain(config: Config, *, resume: Resume) -> None:
             held.enter_context(_sole_owner(config.run_dir))
             return shard_folders(config, report=progress.message)
 
-        run = set_up(config, shards=on_main(runtime, prepare), runtime=runtime, resume=resume, report=progress.message)
+        shards = _on_this_host(config, on_main(runtime, prepare))
+        run = set_up(config, shards=shards, runtime=runtime, resume=resume, report=progress.message)
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)
             _keep_tokenizer(run.corpus.sources[0].folder, run.config.run_dir)
@@ -57,6 +58,21 @@ def _train(run: Run) -> None:
             Trainer(run, metrics=metrics, progress=progress).train()
         finally:
             run.loader.close()
+
+
+def _on_this_host(config: Config, folders: Sequence[Path]) -> list[Path]:
+    """The main rank's folders of shards, or this host's own mirrors of those on the network; UserError when unlike."""
+    own = []
+    for source, folder in zip(config.data.all_sources, folders, strict=True):
+        is_remote = source.shards is not None and remote_scheme(source.shards) is not None
+        own.append(local_shards(str(source.shards), config) if is_remote else folder)
+        # A mirror is named for what its manifest says.
+        if own[-1].name != folder.name:
+            raise UserError(
+                f"{source.shards} holds other shards than a moment ago, when the main rank looked; start again when "
+                "whoever writes there has finished"
+            )
+    return own
 
 
 def _keep_tokenizer(shards: Path, run_dir: Path) -> None:

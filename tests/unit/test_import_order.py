@@ -12,7 +12,7 @@ FOLDERS = ("trainer", "data_pipeline", "cluster")
 # One line a level, lowest first. A name ending in .* is a whole folder, except for what is named by itself.
 LEVELS = (
     ("trainer", "data_pipeline", "cluster", "trainer.errors"),
-    ("trainer.strict_model", "trainer.optimizer_config", "trainer.schedule_config"),
+    ("trainer.strict_model", "trainer.optimizer_config", "trainer.schedule_config", "trainer.places"),
     (
         "trainer.data_config",
         "trainer.train_config",
@@ -53,6 +53,7 @@ LEVELS = (
         "trainer.evaluate",
         "trainer.run_folder",
         "trainer.state",
+        "trainer.skip_report",
         "trainer.imported",
         "trainer.parity",
         "trainer.show_config",
