@@ -39,7 +39,7 @@ class CacheSettings:
     max_bytes: int
 
 
-def open_shards(place: str | Path, *, cache: CacheSettings, policy: RetryPolicy = OPENING) -> Path:
+def open_shards(place: str | Path, *, cache: CacheSettings) -> Path:
     """The local folder by which shards are read: `place` itself, or the mirror of a place on the network.
 
     Every rank may call it at once. A mirror has its content's fingerprint in its name and holds manifest and
@@ -50,7 +50,7 @@ def open_shards(place: str | Path, *, cache: CacheSettings, policy: RetryPolicy 
             return Path(place)
     except ValueError as error:
         raise UserError(str(error)) from error
-    remote = RemoteFolder(str(place), policy=policy)
+    remote = RemoteFolder(str(place), policy=OPENING)
     raw = remote.read(MANIFEST_FILE)
     manifest = parse_manifest(raw, where=remote.url_of(MANIFEST_FILE))
     folder = cache.folder.absolute() / f"shards-{manifest.fingerprint[:16]}"
@@ -86,10 +86,10 @@ def _holds(path: Path, sha256: str) -> bool:
 class RemoteShards:
     """Reads blocks of the shards that a mirror stands for; any thread may call it."""
 
-    def __init__(self, folder: Path, *, policy: RetryPolicy = READING) -> None:
+    def __init__(self, folder: Path) -> None:
         source = json.loads((folder / SOURCE_FILE).read_bytes())
         self._folder = folder
-        self._remote = RemoteFolder(source["url"], policy=policy)
+        self._remote = RemoteFolder(source["url"], policy=READING)
         self._cache = BlockCache(folder.parent / _BLOCKS_FOLDER, max_bytes=source["cache_bytes"])
         self._lock = threading.Lock()
         self._running: dict[tuple[str, int], Future[None]] = {}

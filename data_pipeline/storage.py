@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from data_pipeline.retry import RetryPolicy, TransientError, retry
 from trainer.errors import UserError
@@ -136,13 +136,14 @@ def _settings(scheme: str) -> dict[str, Any]:
 
 def _status(error: BaseException) -> int | None:
     """The HTTP status behind an error of any of the libraries, None where there is none."""
-    if "InvalidRange" in str(error):
-        return _RANGE_BEHIND_THE_END
     for name in ("status", "code"):
         status = getattr(error, name, None)
         if isinstance(status, int):
             return status
-    return None
+    if isinstance(response := getattr(error, "response", None), dict):
+        return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    # s3fs turns what the S3 library says into errors of the operating system.
+    return _status(error.__cause__) if error.__cause__ is not None else None
 
 
 def _is_lasting(error: BaseException, status: int | None) -> bool:

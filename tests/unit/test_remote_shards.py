@@ -26,6 +26,7 @@ MANY = 1 << 30
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(remote_shards, "OPENING", QUICK)
     monkeypatch.setattr(remote_shards, "READING", QUICK)
 
 
@@ -38,7 +39,7 @@ def server(shards: Path, tmp_path: Path) -> Iterator[FileServer]:
 
 
 def opened(server: FileServer, cache: Path, *, max_bytes: int = MANY) -> BlockStore:
-    folder = open_shards(server.url, cache=CacheSettings(cache, max_bytes), policy=QUICK)
+    folder = open_shards(server.url, cache=CacheSettings(cache, max_bytes))
     return BlockStore(folder, manifest=load_manifest(folder), split="train")
 
 
@@ -115,16 +116,22 @@ def test_the_small_files_are_asked_for_again_too(
     assert server.faults == []
 
 
-def test_a_source_that_stays_away_is_named_with_its_url_and_the_last_error(server: FileServer, tmp_path: Path) -> None:
+def test_a_source_that_stays_away_is_named_with_its_url_and_the_last_error(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_shards, "OPENING", SHORT)
     server.only, server.faults = "manifest", [status(503)] * 100
     with pytest.raises(SourceAway, match=rf"^{server.url}/manifest\.json could not be read: \d+ tries in \d+ s, .*503"):
-        open_shards(server.url, cache=CacheSettings(tmp_path / "cache", MANY), policy=SHORT)
+        open_shards(server.url, cache=CacheSettings(tmp_path / "cache", MANY))
 
 
-def test_a_host_that_no_one_knows_and_a_port_that_no_one_holds_are_named(tmp_path: Path) -> None:
+def test_a_host_that_no_one_knows_and_a_port_that_no_one_holds_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_shards, "OPENING", SHORT)
     for url in ("http://127.0.0.1:9", "http://no-such-host.invalid/x"):
         with pytest.raises(SourceAway, match=r"manifest\.json could not be read: \d+ tries .*Cannot connect to host"):
-            open_shards(url, cache=CacheSettings(tmp_path, MANY), policy=SHORT)
+            open_shards(url, cache=CacheSettings(tmp_path, MANY))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,7 @@ def test_an_answer_that_no_waiting_mends_stops_at_once(
 ) -> None:
     server.only, server.faults = "manifest", [status(code)] * 100
     with pytest.raises(UserError, match=message):
-        open_shards(server.url, cache=CacheSettings(tmp_path / "cache", MANY), policy=QUICK)
+        open_shards(server.url, cache=CacheSettings(tmp_path / "cache", MANY))
     assert len(server.faults) == 99
 
 
