@@ -140,10 +140,11 @@ def _status(error: BaseException) -> int | None:
         status = getattr(error, name, None)
         if isinstance(status, int):
             return status
-    if isinstance(response := getattr(error, "response", None), dict):
+    # s3fs turns what the S3 library says into errors of the operating system. Other causes speak of the connection.
+    response = getattr(error.__cause__ or error, "response", None)
+    if isinstance(response, dict):
         return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    # s3fs turns what the S3 library says into errors of the operating system.
-    return _status(error.__cause__) if error.__cause__ is not None else None
+    return None
 
 
 def _is_lasting(error: BaseException, status: int | None) -> bool:
