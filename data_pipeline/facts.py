@@ -42,9 +42,10 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a folder of shards holds; `place` is where they lie, `sources` are (path, bytes) of the text, empty where nobody recorded it.
+    """What a folder of shards holds.
 
-    `documents` are (block, tokens, decoded text), `rows` what training would make of the first split with text.
+    `place` is where it lies, `sources` are (path, bytes) of the text, empty where nobody recorded it, `documents` are
+    (block, tokens, decoded text), `rows` what training would make of the first split with text.
     """
 
     place: str

@@ -58,7 +58,7 @@ def write_page(file: Path, facts: ShardFacts) -> None:
         "<h2>Documents as stored</h2>",
         *(_document(*document) for document in facts.documents),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(facts.place.name)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(facts.place.rstrip("/").rpartition("/")[2])}</title><style>{_STYLE}</style>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
     write_atomically(file, page.encode())
 
