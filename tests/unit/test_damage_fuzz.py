@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import manifest as manifests
 from data_pipeline.damage import BlockDamage
-from data_pipeline.manifest import MANIFEST_FILE, load_manifest, manifest_bytes
+from data_pipeline.manifest import MANIFEST_FILE, index_name, load_manifest, manifest_bytes, seal
 from data_pipeline.shards import BlockStore
 from trainer.errors import UserError
 
@@ -36,7 +35,7 @@ def small(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = load_manifest(shards)
     kept = whole.splits["train"].shards[:2]
     for shard in kept:
-        for name in (shard.name, manifests.index_name(shard.name)):
+        for name in (shard.name, index_name(shard.name)):
             shutil.copyfile(shards / name, folder / name)
     raw = manifest_bytes(
         {"train": kept, "validation": ()},
@@ -175,8 +174,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a manifest together with the checksum in it."""
     content = json.loads((folder / MANIFEST_FILE).read_bytes())
     change(content)
-    content["content_sha256"] = manifests._content_sha256(content)
-    (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2, sort_keys=True))
+    (folder / MANIFEST_FILE).write_bytes(seal(content))
 
 
 def test_a_changed_manifest_is_refused_by_its_own_checksum(small: Path, tmp_path: Path) -> None:
