@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,12 +13,15 @@ from file_server import Fault, FileServer, cut_body, flipped_bit, hang_up, servi
 from data_pipeline import remote_shards
 from data_pipeline.damage import BlockDamage, ShardDamage
 from data_pipeline.manifest import load_manifest
+from data_pipeline.reader import RowReader
 from data_pipeline.remote_shards import CacheSettings, open_shards
 from data_pipeline.retry import RetryPolicy, SourceAway
 from data_pipeline.row_counts import block_row_counts
 from data_pipeline.shards import BlockStore
 from data_pipeline.tokenizer import Tokenizer
+from trainer.config import CacheConfig, Config, DataConfig, TrainConfig
 from trainer.errors import UserError
+from trainer.prepare import local_shards
 
 QUICK = RetryPolicy(total_s=5.0, first_wait_s=0.01, longest_wait_s=0.02)
 SHORT = RetryPolicy(total_s=0.2, first_wait_s=0.02, longest_wait_s=0.05)
@@ -276,3 +281,52 @@ def test_a_cache_too_small_for_a_block_still_reads_right(
     server: FileServer, tmp_path: Path, truth: list[bytes]
 ) -> None:
     assert tokens_of(opened(server, tmp_path / "cache", max_bytes=5000)) == truth
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_rows_over_http_are_the_local_ones_and_each_block_is_fetched_once(
+    server: FileServer, shards: Path, tmp_path: Path, world: int
+) -> None:
+    disk = BlockStore(shards, manifest=load_manifest(shards), split="train")
+    local = RowReader(disk, max_seq_len=32, packing="packed", lanes=4, seed=1)
+    numbers = np.arange(local.order.rows_per_epoch)
+    for rank in range(world):
+        store = opened(server, tmp_path / "cache")
+        remote = RowReader(store, max_seq_len=32, packing="packed", lanes=4, seed=1, dp_world_size=world)
+        for first in range(rank, len(numbers), 16 * world):
+            rows = numbers[first::world][:16]
+            assert np.array_equal(remote.read(rows).input_ids, local.read(rows).input_ids)
+    # An epoch's last rows look into the next one, whose blocks are the same.
+    assert server.asked(".tar") == disk.num_blocks
+
+
+def test_the_cache_is_where_and_as_large_as_the_recipe_says(server: FileServer, tmp_path: Path) -> None:
+    def recipe(cache: CacheConfig | None) -> Config:
+        return Config(
+            name="x",
+            runs_dir=str(tmp_path / "runs"),
+            data=DataConfig(shards=server.url, cache=cache),
+            train=TrainConfig(steps=1, global_batch_size=1, micro_batch_size=1),
+        )
+
+    by_default = local_shards(server.url, recipe(None))
+    chosen = local_shards(server.url, recipe(CacheConfig(folder=str(tmp_path / "scratch"), max_gib=0.5)))
+    assert by_default.parent == tmp_path / "runs/x/data"
+    assert json.loads((by_default / "remote.json").read_bytes()) == {"url": server.url, "cache_bytes": 10 << 30}
+    assert chosen.parent == tmp_path / "scratch"
+    assert json.loads((chosen / "remote.json").read_bytes()) == {"url": server.url, "cache_bytes": 1 << 29}
+    assert by_default.name == chosen.name
+
+
+@pytest.mark.parametrize(("url", "package"), [("http://h/x", "aiohttp"), ("s3://b/x", "s3fs"), ("gs://b/x", "gcsfs")])
+def test_a_missing_extra_is_named(url: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "fsspec.implementations.http", None)
+    scheme = url.partition(":")[0]
+    with pytest.raises(UserError, match=rf"^{scheme}:// needs a package .*; run pip install 'bertline\[{scheme}\]'$"):
+        open_shards(url, cache=CacheSettings(tmp_path, MANY))
+
+
+def test_everything_that_is_not_read_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the scheme 'pipe', which is not read"):
+        open_shards("pipe:cat x", cache=CacheSettings(tmp_path, MANY))
