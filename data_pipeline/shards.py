@@ -9,10 +9,8 @@ found by a segmenter, `NNNNNN.words.npy` holds one bit a token, packed by `numpy
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import zipfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,17 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.damage import BlockDamage, ShardDamage, SkippedBlocks
-from data_pipeline.manifest import (
-    FIELDS,
-    FIELDS_WITH_WORDS,
-    LENGTH_DTYPE,
-    WORDS_FIELD,
-    Manifest,
-    Shard,
-    index_name,
-    load_manifest,
-)
+from data_pipeline.manifest import FIELDS, LENGTH_DTYPE, WORDS_FIELD, Manifest, index_name, load_manifest
 from data_pipeline.remote_shards import SOURCE_FILE, RemoteShards
+from data_pipeline.shard_index import ShardIndex, checked_index, member_name, parse_index, read_index
 from trainer.errors import UserError
 
 __all__ = [
@@ -53,7 +43,8 @@ __all__ = [
 
 # Document lengths of a whole shard; only reading in order needs more than one at a time, and never many.
 _SHARDS_OF_LENGTHS = 4
-_PLAIN_ARRAYS = ("block_documents", "block_tokens", "lengths", "document_range", "resume_position")
+# What NumPy writes before a plain one-dimensional array.
+_NPY_HEAD_BYTES = 128
 
 AnyArray = npt.NDArray[Any]
 # The bytes of a block's members by field, cut from one range.
@@ -72,36 +63,6 @@ class Block:
     tokens: AnyArray
     lengths: npt.NDArray[np.uint32]
     word_starts: npt.NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Where each block's members lie in one tar; every array has one element a block, but for the last three.
-
-    `lengths` has one element a document, `document_range` is (first, end) among all documents of the input, and
-    `resume_position` is (chunk of the input, document of the chunk) behind the last document.
-    """
-
-    offset: dict[str, npt.NDArray[np.int64]]
-    size: dict[str, npt.NDArray[np.int64]]
-    crc32: dict[str, npt.NDArray[np.uint32]]
-    block_documents: npt.NDArray[np.int64]
-    block_tokens: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.uint32]
-    document_range: npt.NDArray[np.int64]
-    resume_position: npt.NDArray[np.int64]
-
-    def to_bytes(self) -> bytes:
-        """The index file's bytes: an npz without pickles, the same for the same index."""
-        arrays: dict[str, AnyArray] = {}
-        for field in self.offset:
-            arrays[f"{field}_offset"] = self.offset[field]
-            arrays[f"{field}_size"] = self.size[field]
-            arrays[f"{field}_crc32"] = self.crc32[field]
-        arrays.update({name: getattr(self, name) for name in _PLAIN_ARRAYS})
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
 
 
 class BlockStore:
@@ -259,63 +220,21 @@ class BlockStore:
         if self._remote is None:
             return read_index(self.folder, shard=entry)
         where = self._remote.url_of(index_name(entry.name))
-        return _checked_index(self._remote.read_index(entry), where=where, shard=entry)
-
-
-def member_name(block: int, *, field: str) -> str:
-    """The name of a block's member in the tar."""
-    return f"{block:06d}.{field}.npy"
-
-
-def read_index(folder: Path, *, shard: Shard) -> ShardIndex:
-    """The index of one shard in a local folder, checked against the manifest; raises ShardDamage."""
-    path = folder / index_name(shard.name)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ShardDamage.of(path, "the file", expected="present", found="missing") from error
-    return _checked_index(raw, where=str(path), shard=shard)
-
-
-def _checked_index(raw: bytes, *, where: str, shard: Shard) -> ShardIndex:
-    digest = hashlib.sha256(raw).hexdigest()
-    if digest != shard.index_sha256:
-        raise ShardDamage.of(where, "the sha256", expected=shard.index_sha256[:16], found=digest[:16])
-    try:
-        index = parse_index(raw)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ShardDamage.of(where, "the file", expected="an index", found=str(error)) from error
-    counts = {
-        "blocks": len(index.block_tokens),
-        "tokens": int(index.block_tokens.sum()),
-        "documents": len(index.lengths),
-    }
-    for name, found in counts.items():
-        if found != getattr(shard, name):
-            raise ShardDamage.of(where, f"the number of {name}", expected=getattr(shard, name), found=found)
-    return index
-
-
-def parse_index(raw: bytes) -> ShardIndex:
-    """An index from its file's bytes; raises ValueError, KeyError or zipfile.BadZipFile when they are none."""
-    with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-        fields = FIELDS_WITH_WORDS if f"{WORDS_FIELD}_offset" in arrays else FIELDS
-        return ShardIndex(
-            offset={field: arrays[f"{field}_offset"] for field in fields},
-            size={field: arrays[f"{field}_size"] for field in fields},
-            crc32={field: arrays[f"{field}_crc32"] for field in fields},
-            **{name: arrays[name] for name in _PLAIN_ARRAYS},
-        )
+        return checked_index(self._remote.read_index(entry), where=where, shard=entry)
 
 
 def _parse_npy(payload: memoryview, *, where: str, name: str, dtype: np.dtype[Any], count: int) -> AnyArray:
+    """The array, which is the payload itself behind its head."""
+    head = io.BytesIO(payload[:_NPY_HEAD_BYTES])
     try:
-        array: AnyArray = np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
+        if np.lib.format.read_magic(head) != (1, 0):
+            raise ValueError("an array of another format")
+        shape, _, found = np.lib.format.read_array_header_1_0(head)
+        array: AnyArray = np.frombuffer(payload, dtype=found, offset=head.tell())
     except ValueError as error:
         raise BlockDamage.of(where, name, expected="a .npy array", found=str(error)) from error
-    if array.dtype != dtype or array.shape != (count,):
-        raise BlockDamage.of(where, name, expected=f"{dtype} ({count},)", found=f"{array.dtype} {array.shape}")
-    array.setflags(write=False)
+    if (found, shape, array.shape) != (dtype, (count,), (count,)):
+        raise BlockDamage.of(where, name, expected=f"{dtype} ({count},)", found=f"{found} {shape}")
     return array
 
 

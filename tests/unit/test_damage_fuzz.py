@@ -226,6 +226,7 @@ def test_a_manifest_forged_with_its_checksum_still_gives_true_blocks_or_is_refus
         found = read_or_refused(folder, most=8)
         if found is not None:
             accepted += 1
-            assert load_manifest(folder).fingerprint != fingerprint
+            unchanged = (folder / MANIFEST_FILE).read_bytes() == raw
+            assert unchanged or load_manifest(folder).fingerprint != fingerprint
             assert set(found.values()) <= set(truth)
     assert 0 < accepted < 250

@@ -22,9 +22,9 @@ class CountingStore(BlockStore):
         super().__init__(folder, manifest=load_manifest(folder), split="train")
         self.reads: list[int] = []
 
-    def read_block(self, block):  # type: ignore[no-untyped-def]
+    def read_block(self, block, **settings):  # type: ignore[no-untyped-def]
         self.reads.append(block)
-        return super().read_block(block)
+        return super().read_block(block, **settings)
 
 
 def reader(shards: Path, *, lanes: int = 4, dp_world_size: int = 1, seed: int = 0) -> tuple[RowReader, CountingStore]:
