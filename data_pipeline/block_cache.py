@@ -55,6 +55,10 @@ class BlockCache:
             return None
         return content
 
+    def holds(self, sha256: str, *, start: int, end: int) -> bool:
+        """Whether the range is here, whatever its file now holds."""
+        return self._path(sha256, start, end).exists()
+
     def put(self, sha256: str, content: bytes, *, start: int, end: int) -> None:
         """Keep a range, and make room where that is due; raises UserError when the disk refuses."""
         if len(content) > self._max_bytes // _ROOM_SHARE:

@@ -60,6 +60,8 @@ class RowReader:
         self._special_ids = store.manifest.special_token_ids
         self._window_blocks = -(-lanes // dp_world_size)
         self._window: OrderedDict[tuple[int, int], PackedBlock | None] = OrderedDict()
+        # Blocks that were asked for ahead of need and are not in the window yet.
+        self._under_way: set[tuple[int, int]] = set()
         counts = count_blocks(store, max_seq_len=max_seq_len, packing=packing)
         self.order = RowOrder(counts.rows, lanes=lanes, seed=seed, phase=phase)
         self.tokens_per_epoch = int(counts.tokens.sum())
@@ -97,8 +99,9 @@ class RowReader:
     def _fetch_ahead(self, row_numbers: Int64Array, *, now: RowPlaces) -> None:
         soon = self.order.locate(row_numbers + self._rows_ahead)
         for places in (now, soon):
-            keys = dict.fromkeys(zip(places.epoch.tolist(), places.block.tolist(), strict=True))
-            self._store.fetch_ahead(block for epoch, block in keys if (epoch, block) not in self._window)
+            for key in dict.fromkeys(zip(places.epoch.tolist(), places.block.tolist(), strict=True)):
+                if key not in self._window and key not in self._under_way and self._store.fetch_ahead(key[1]):
+                    self._under_way.add(key)
 
     def _packed_block(self, epoch: int, number: int) -> PackedBlock | None:
         """A block of the window, None for one that is left out.
@@ -112,6 +115,7 @@ class RowReader:
         while len(self._window) >= self._window_blocks:
             self._window.popitem(last=False)
         block = self._store.read_or_skip(number)
+        self._under_way.discard(key)
         if block is None:
             self._window[key] = None
             return None

@@ -126,13 +126,17 @@ class RemoteShards:
             running.result()
         return self._read(shard, start=start, end=end, parse=parse)
 
-    def fetch_ahead(self, shard: Shard, *, start: int, end: int, parse: Callable[[bytes], object]) -> None:
-        """Begin to fetch a range into the cache, unless eight fetches are under way; a failure is its reader's."""
+    def fetch_ahead(self, shard: Shard, *, start: int, end: int, parse: Callable[[bytes], object]) -> bool:
+        """Begin to fetch a range into the cache; False where eight fetches are under way. A failure is its reader's."""
+        if self._cache.holds(shard.sha256, start=start, end=end):
+            return True
         key = (shard.sha256, start)
         done: Future[None] = Future()
         with self._lock:
-            if key in self._running or len(self._running) >= _FETCHES_AHEAD:
-                return
+            if key in self._running:
+                return True
+            if len(self._running) >= _FETCHES_AHEAD:
+                return False
             self._running[key] = done
 
         def fetch() -> None:
@@ -147,6 +151,7 @@ class RemoteShards:
                     del self._running[key]
 
         threading.Thread(target=fetch, name="bertline-fetch", daemon=True).start()
+        return True
 
     def _read(self, shard: Shard, *, start: int, end: int, parse: Callable[[bytes], Parsed]) -> Parsed:
         kept = self._cache.get(shard.sha256, start=start, end=end)

@@ -13,7 +13,7 @@ import io
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
@@ -132,16 +132,14 @@ class BlockStore:
         """Read one of the manifest's `fields` of one block by its byte range; raises ShardDamage."""
         return self._read(block, fields=(field,), parse=lambda payloads: self._parse(block, field, payloads[field]))
 
-    def fetch_ahead(self, blocks: Iterable[int]) -> None:
-        """Begin to fetch blocks that will be read soon; does nothing where they are local."""
-        if self._remote is not None:
-            for block in blocks:
-                start, end, cut = self._span(block, self.manifest.fields)
-                shard = self._shards[self._locate(block)[0]]
-                check = partial(self._parse_block, block, self.manifest.fields)
-                self._remote.fetch_ahead(
-                    shard, start=start, end=end, parse=lambda content, cut=cut, check=check: check(cut(content))
-                )
+    def fetch_ahead(self, block: int) -> bool:
+        """Begin to fetch a block that will be read soon; False where as many as may be are under way."""
+        if self._remote is None:
+            return True
+        start, end, cut = self._span(block, self.manifest.fields)
+        shard = self._shards[self._locate(block)[0]]
+        check = partial(self._parse_block, block, self.manifest.fields)
+        return self._remote.fetch_ahead(shard, start=start, end=end, parse=lambda content: check(cut(content)))
 
     def _read(self, block: int, *, fields: Sequence[str], parse: Callable[[Payloads], Parsed]) -> Parsed:
         # Over the network a block always comes whole, so that the cache holds each byte once.

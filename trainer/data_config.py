@@ -81,9 +81,9 @@ class DataConfig(StrictModel):
                 "set exactly one of data.shards (a folder made by `data_pipeline build`), data.text (raw text) and "
                 "data.sources (several of them, mixed)"
             )
-        places = [source.shards for source in self.sources] if self.sources else [self.shards]
-        is_remote = any([place is not None and remote_scheme(place) is not None for place in places])
-        if self.cache is not None and not is_remote:
+        if self.shards is not None:
+            remote_scheme(self.shards)  # refuses what is not read
+        if self.cache is not None and not self.has_remote_shards:
             raise ValueError("data.cache belongs to shards on the network; remove it")
         if not self.has_text and self.prepared is not None:
             raise ValueError("data.prepared belongs to data.text; with data.shards remove it")
@@ -113,3 +113,9 @@ class DataConfig(StrictModel):
     def has_shards(self) -> bool:
         """Whether shards, and with them a tokenizer, are there already."""
         return any(source.shards is not None for source in self.all_sources)
+
+    @property
+    def has_remote_shards(self) -> bool:
+        """Whether any of the shards lie on the network."""
+        places = [source.shards for source in self.all_sources if source.shards is not None]
+        return any(remote_scheme(place) is not None for place in places)

@@ -45,7 +45,8 @@ class Trainer:
         self._phases = phases_of(run.config)
         self._sources = [source.name for source in run.corpus.sources]
         self._uncollected_tokens = np.zeros(len(self._sources), dtype=np.int64)
-        self._skips = SkipReport(run.corpus.skipped, report=progress.message) if run.corpus.skipped is not None else None
+        skipped = run.corpus.skipped
+        self._skips = SkipReport(skipped, report=progress.message) if skipped is not None else None
         self._guard = run.spikes
         self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ class FileServer:
         self.faults: list[Fault] = []
         self.only = ""
         self.honours_ranges = True
+        self.delay_s = 0.0
         self.requests: list[tuple[str, str | None]] = []
         self.lock = threading.Lock()
         self.url = ""
@@ -51,6 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if body:
+            time.sleep(files.delay_s if files.only in self.path else 0.0)
             with files.lock:
                 files.requests.append((self.path, self.headers.get("Range")))
                 faulty = files.faults and files.only in self.path

@@ -77,7 +77,7 @@ def test_blocks_in_a_bucket_are_those_on_disk(shards: Path, tmp_path: Path) -> N
     local = BlockStore(shards, manifest=load_manifest(shards), split="train")
     store = opened(tmp_path)
     assert store.is_remote
-    store.fetch_ahead(range(3))
+    assert all(store.fetch_ahead(block) for block in range(3))
     for block in range(store.num_blocks):
         assert store.read_block(block).tokens.tobytes() == local.read_block(block).tokens.tobytes()
         assert store.block_lengths(block).tolist() == local.block_lengths(block).tolist()

@@ -255,7 +255,7 @@ def test_a_tokenizer_of_other_shards_is_refused(server: FileServer, tmp_path: Pa
 
 def test_blocks_fetched_ahead_are_not_fetched_again(server: FileServer, tmp_path: Path, truth: list[bytes]) -> None:
     store = opened(server, tmp_path / "cache")
-    store.fetch_ahead(range(5))
+    assert all(store.fetch_ahead(block) for block in range(5))
     assert [store.read_block(block).tokens.tobytes() for block in range(5)] == truth[:5]
     assert server.asked(".tar") == 5
 
@@ -264,17 +264,21 @@ def test_a_failure_ahead_of_need_is_raised_to_the_reader(server: FileServer, tmp
     store = opened(server, tmp_path / "cache")
     store.read_index(0)
     server.only, server.faults = ".tar", [status(403)] * 2
-    store.fetch_ahead([0])
+    assert store.fetch_ahead(0)
     with pytest.raises(UserError, match="access was refused"):
         store.read_block(0)
 
 
-def test_at_most_eight_blocks_are_fetched_at_once(server: FileServer, tmp_path: Path) -> None:
+def test_at_most_eight_blocks_are_fetched_at_once(server: FileServer, tmp_path: Path, truth: list[bytes]) -> None:
     store = opened(server, tmp_path / "cache")
-    store.fetch_ahead(range(store.num_blocks))
-    assert store._remote is not None
-    assert 0 < len(store._remote._running) <= 8
-    tokens_of(store)
+    server.only, server.delay_s = ".tar", 0.5
+    for block in range(12):
+        store.block_lengths(block)
+    begun = [store.fetch_ahead(block) for block in range(12)]
+    assert begun == [True] * 8 + [False] * 4
+    server.delay_s = 0.0
+    assert tokens_of(store) == truth
+    assert server.asked(".tar") == store.num_blocks
 
 
 def test_a_cache_too_small_for_a_block_still_reads_right(
