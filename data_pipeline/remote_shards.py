@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TypeVar
 from data_pipeline.block_cache import BlockCache, write_shared
 from data_pipeline.damage import BlockDamage, ShardDamage
 from data_pipeline.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, Manifest, Shard, index_name, parse_manifest
-from data_pipeline.retry import RetryPolicy, TransientError
+from data_pipeline.retry import RetryPolicy
 from data_pipeline.storage import MissingFile, RemoteFolder
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE
 from trainer.errors import UserError
@@ -51,8 +50,7 @@ def open_shards(place: str | Path, *, cache: CacheSettings) -> Path:
     except ValueError as error:
         raise UserError(str(error)) from error
     remote = RemoteFolder(str(place), policy=OPENING)
-    raw = remote.read(MANIFEST_FILE)
-    manifest = parse_manifest(raw, where=remote.url_of(MANIFEST_FILE))
+    raw, manifest = read_manifest(remote)
     folder = cache.folder.absolute() / f"shards-{manifest.fingerprint[:16]}"
     _mirror_tokenizer(remote, folder=folder, manifest=manifest)
     source = json.dumps({"url": remote.url, "cache_bytes": cache.max_bytes}).encode()
@@ -62,18 +60,27 @@ def open_shards(place: str | Path, *, cache: CacheSettings) -> Path:
     return folder
 
 
+def read_manifest(remote: RemoteFolder) -> tuple[bytes, Manifest]:
+    """The manifest's bytes and what they say; raises UserError."""
+    where = remote.url_of(MANIFEST_FILE)
+    return remote.read(MANIFEST_FILE, parse=lambda raw: (raw, parse_manifest(raw, where=where)))
+
+
 def _mirror_tokenizer(remote: RemoteFolder, *, folder: Path, manifest: Manifest) -> None:
     local = folder / TOKENIZER_FOLDER
     if _holds(local / MODEL_FILE, manifest.tokenizer_sha256) and (local / METADATA_FILE).is_file():
         return
-    model = remote.read(f"{TOKENIZER_FOLDER}/{MODEL_FILE}")
-    if hashlib.sha256(model).hexdigest() != manifest.tokenizer_sha256:
-        raise UserError(
-            f"{remote.url_of(TOKENIZER_FOLDER)} is not the tokenizer that these shards were built with (another "
-            "sha256); copy the shards there again"
-        )
-    write_shared(local / MODEL_FILE, model)
-    write_shared(local / METADATA_FILE, remote.read(f"{TOKENIZER_FOLDER}/{METADATA_FILE}"))
+
+    def parse(model: bytes) -> bytes:
+        if hashlib.sha256(model).hexdigest() != manifest.tokenizer_sha256:
+            raise UserError(
+                f"{remote.url_of(TOKENIZER_FOLDER)} is not the tokenizer that these shards were built with (another "
+                "sha256); copy the shards there again"
+            )
+        return model
+
+    write_shared(local / MODEL_FILE, remote.read(f"{TOKENIZER_FOLDER}/{MODEL_FILE}", parse=parse))
+    write_shared(local / METADATA_FILE, remote.read(f"{TOKENIZER_FOLDER}/{METADATA_FILE}", parse=bytes))
 
 
 def _holds(path: Path, sha256: str) -> bool:
@@ -104,13 +111,19 @@ class RemoteShards:
         path = self._folder / name
         if _holds(path, shard.index_sha256):
             return path.read_bytes()
+
+        def parse(raw: bytes) -> bytes:
+            digest = hashlib.sha256(raw).hexdigest()
+            if digest != shard.index_sha256:
+                raise ShardDamage.of(
+                    self.url_of(name), "the sha256", expected=shard.index_sha256[:16], found=digest[:16]
+                )
+            return raw
+
         try:
-            raw = self._remote.read(name)
+            raw = self._remote.read(name, parse=parse)
         except MissingFile as error:
             raise ShardDamage.of(self.url_of(name), "the file", expected="present", found="missing") from error
-        digest = hashlib.sha256(raw).hexdigest()
-        if digest != shard.index_sha256:
-            raise ShardDamage.of(self.url_of(name), "the sha256", expected=shard.index_sha256[:16], found=digest[:16])
         write_shared(path, raw)
         return raw
 
@@ -160,17 +173,9 @@ class RemoteShards:
                 return parse(kept)
             except BlockDamage:
                 self._cache.discard(shard.sha256, start=start, end=end)
-        seen: set[tuple[int, int]] = set()
 
         def parse_fetched(content: bytes) -> Parsed:
-            try:
-                parsed = parse(content)
-            except BlockDamage as damage:
-                digest = (len(content), zlib.crc32(content))
-                if digest in seen:
-                    raise
-                seen.add(digest)
-                raise TransientError(damage.finding) from damage
+            parsed = parse(content)
             self._cache.put(shard.sha256, content, start=start, end=end)
             return parsed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -51,17 +52,19 @@ class RemoteFolder:
         """The URL of a file of the folder."""
         return f"{self.url}/{name}"
 
-    def read(self, name: str) -> bytes:
-        """A whole file, which should be small."""
-        url = self.url_of(name)
-        return retry(lambda: self._try(url, lambda: bytes(self._files.cat_file(url))), what=url, policy=self._policy)
+    def read(self, name: str, *, parse: Callable[[bytes], Result]) -> Result:
+        """A whole file, which should be small, as `parse` gives it back; for its errors see `unless_repeated`."""
+        url, parse = self.url_of(name), unless_repeated(parse)
+        return retry(
+            lambda: parse(self._try(url, lambda: bytes(self._files.cat_file(url)))), what=url, policy=self._policy
+        )
 
     def read_range(self, name: str, *, start: int, end: int, parse: Callable[[bytes], Result]) -> Result:
-        """Bytes `start` to `end` of a file, parsed; fewer where the file itself ends earlier.
+        """Bytes `start` to `end` of a file as `parse` gives them back; fewer where the file itself ends earlier.
 
-        A body that broke off is fetched again. So is what `parse` raises TransientError for.
+        A body that broke off is fetched again; for the errors of `parse` see `unless_repeated`.
         """
-        url = self.url_of(name)
+        url, parse = self.url_of(name), unless_repeated(parse)
 
         def attempt() -> Result:
             content = self._try(url, lambda: bytes(self._files.cat_file(url, start=start, end=end)))
@@ -104,6 +107,26 @@ class RemoteFolder:
             if _is_lasting(error, status):
                 raise UserError(f"{url} cannot be read: {_short(error)}; check the address") from error
             raise TransientError(_short(error)) from error
+
+
+def unless_repeated(parse: Callable[[bytes], Result]) -> Callable[[bytes], Result]:
+    """`parse`, whose UserError counts once two fetches agree on the bytes; before that it is a TransientError.
+
+    What a network does to a body is then never taken for damage of the source.
+    """
+    seen: set[bytes] = set()
+
+    def parse_fetched(content: bytes) -> Result:
+        try:
+            return parse(content)
+        except UserError as error:
+            digest = hashlib.sha256(content).digest()
+            if digest in seen:
+                raise
+            seen.add(digest)
+            raise TransientError(str(error)) from error
+
+    return parse_fetched
 
 
 def _file_system(scheme: str) -> Any:

@@ -8,15 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.manifest import (
-    MANIFEST_FILE,
     SPLITS,
     TOKENIZER_FOLDER,
     Manifest,
     index_name,
     load_manifest,
-    parse_manifest,
 )
-from data_pipeline.remote_shards import READING
+from data_pipeline.remote_shards import READING, read_manifest
 from data_pipeline.shards import BlockStore
 from data_pipeline.storage import MissingFile, RemoteFolder
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE
@@ -41,7 +39,7 @@ def find_damage_anywhere(place: str) -> tuple[Manifest, Iterator[str]]:
         manifest = load_manifest(place)
         return manifest, find_damage(Path(place), manifest=manifest)
     remote = RemoteFolder(place, policy=READING)
-    manifest = parse_manifest(remote.read(MANIFEST_FILE), where=remote.url_of(MANIFEST_FILE))
+    _, manifest = read_manifest(remote)
     return manifest, _find_remote_damage(remote, manifest=manifest)
 
 
@@ -76,6 +74,4 @@ def _copy(remote: RemoteFolder, name: str, *, folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         with (folder / name).open("wb") as file:
             for start in range(0, size, _COPY_BYTES):
-                file.write(
-                    remote.read_range(name, start=start, end=min(start + _COPY_BYTES, size), parse=lambda piece: piece)
-                )
+                file.write(remote.read_range(name, start=start, end=min(start + _COPY_BYTES, size), parse=bytes))
