@@ -16,10 +16,11 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.reader import RowReader
 from data_pipeline.remote_shards import CacheSettings, open_shards
 from data_pipeline.retry import RetryPolicy, SourceAway
-from data_pipeline.row_counts import block_row_counts
+from data_pipeline.row_counts import count_blocks
 from data_pipeline.shards import BlockStore
 from data_pipeline.tokenizer import Tokenizer
-from trainer.config import CacheConfig, Config, DataConfig, TrainConfig
+from trainer.config import Config, DataConfig, TrainConfig
+from trainer.data_config import CacheConfig
 from trainer.errors import UserError
 from trainer.prepare import local_shards
 
@@ -80,10 +81,10 @@ def test_blocks_over_http_are_those_on_disk_and_come_once(
 def test_the_mirror_is_a_folder_of_shards_for_everything_but_blocks(server: FileServer, tmp_path: Path) -> None:
     store = opened(server, tmp_path / "cache")
     assert Tokenizer.load(store.folder / "tokenizer").sha256 == store.manifest.tokenizer_sha256
-    counts = block_row_counts(store, max_seq_len=32, packing="packed")
+    counts = count_blocks(store, max_seq_len=32, packing="packed")
     asked = len(server.requests)
     fresh = BlockStore(store.folder, manifest=store.manifest, split="train")
-    assert np.array_equal(block_row_counts(fresh, max_seq_len=32, packing="packed"), counts)
+    assert np.array_equal(count_blocks(fresh, max_seq_len=32, packing="packed").rows, counts.rows)
     assert len(server.requests) == asked
 
 
