@@ -28,6 +28,7 @@ See in which order a run reads them, the same on any number of processes:
 Text is read from .txt (a document a line), .jsonl and .parquet (a text field each), .txt and .jsonl also
 compressed by gzip (.gz) or zstd (.zst), and .tar (a WebDataset of .txt or .json members)."""
 
+_INSPECT_CACHE_BYTES = 1 << 30
 _EXIT_CODES = "Exit code: 0 when all is well, 1 when `verify` finds damage, 2 for a mistake, named in one line."
 
 
@@ -43,12 +44,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_tokenizer(commands)
     _add_build(commands)
     verify = commands.add_parser("verify", help="read everything and check every checksum and count")
-    verify.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
+    verify.add_argument("folder", metavar="DIR", help="a folder of shards, or its http(s)://, s3:// or gs:// place")
     verify.add_argument("--sample", type=_natural, metavar="N", help="tokenize N documents of the text again too")
     verify.add_argument("--input", nargs="+", metavar="PATH", help="with --sample: the text the shards were built from")
     verify.set_defaults(run=_verify)
     inspect = commands.add_parser("inspect", help="print what shards hold")
-    inspect.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
+    inspect.add_argument("folder", metavar="DIR", help="a folder of shards, or its http(s)://, s3:// or gs:// place")
     inspect.add_argument(
         "--examples", type=_natural, default=2, metavar="N", help="decoded documents and rows to show [2]"
     )
@@ -190,19 +191,22 @@ def _build_here(options: argparse.Namespace, *, executor: Executor | None = None
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from data_pipeline.manifest import load_manifest
-    from data_pipeline.verify import find_damage
+    from data_pipeline.verify_remote import find_damage_anywhere, is_remote
     from data_pipeline.verify_text import find_differences
 
     if (options.sample is None) != (options.input is None):
         raise UserError("--sample N and --input PATH... go together: how many documents to compare, and their text")
-    manifest = load_manifest(options.folder)
+    if options.sample is not None and is_remote(options.folder):
+        raise UserError(f"--sample compares shards in a local folder with their text; copy {options.folder} first")
+    manifest, findings = find_damage_anywhere(options.folder)
     damage = 0
-    for line in find_damage(options.folder, manifest=manifest):
+    for line in findings:
         print(line, flush=True)
         damage += 1
     if options.sample is not None:
-        for line in find_differences(options.folder, manifest=manifest, paths=options.input, sample=options.sample):
+        for line in find_differences(
+            Path(options.folder), manifest=manifest, paths=options.input, sample=options.sample
+        ):
             print(line, flush=True)
             damage += 1
     if damage:
@@ -217,10 +221,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    import tempfile
+    from dataclasses import replace
+
     from data_pipeline.facts import gather_facts
+    from data_pipeline.remote_shards import CacheSettings, open_shards
     from data_pipeline.report import print_report
 
-    facts = gather_facts(options.folder, examples=options.examples)
+    with tempfile.TemporaryDirectory(prefix="bertline-inspect-") as cache:
+        folder = open_shards(options.folder, cache=CacheSettings(Path(cache), max_bytes=_INSPECT_CACHE_BYTES))
+        facts = replace(gather_facts(folder, examples=options.examples), place=options.folder)
     print_report(facts)
     if options.html is not None:
         from data_pipeline.page import write_page

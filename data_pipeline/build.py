@@ -27,6 +27,7 @@ from data_pipeline.manifest import (
     FIELDS_WITH_WORDS,
     MANIFEST_FILE,
     SPLITS,
+    TOKENIZER_FOLDER,
     Manifest,
     SplitName,
     load_manifest,
@@ -42,7 +43,6 @@ from trainer.errors import UserError
 
 DEFAULT_SHARD_TOKENS = 67_108_864
 DEFAULT_VALIDATION_FRACTION = 0.01
-TOKENIZER_FOLDER = "tokenizer"
 
 
 def build_shards(

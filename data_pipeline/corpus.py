@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from data_pipeline.damage import SkippedBlocks
 from data_pipeline.manifest import Manifest, load_manifest
 from trainer.config import fingerprint
 from trainer.data_config import SourceConfig
@@ -25,9 +26,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The sources of a run, one or several, all tokenized alike."""
+    """The sources of a run, one or several, all tokenized alike.
+
+    Damaged blocks are noted in `skipped` and left out; where it is None they stop.
+    """
 
     sources: tuple[Source, ...]
+    skipped: SkippedBlocks | None = None
 
     @property
     def manifest(self) -> Manifest:

@@ -42,12 +42,13 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a folder of shards holds; `sources` are (path, bytes) of the text, empty where nobody recorded it.
+    """What a folder of shards holds.
 
-    `documents` are (block, tokens, decoded text), `rows` what training would make of the first split with text.
+    `place` is where it lies, `sources` are (path, bytes) of the text, empty where nobody recorded it, `documents` are
+    (block, tokens, decoded text), `rows` what training would make of the first split with text.
     """
 
-    folder: Path
+    place: str
     manifest: Manifest
     sources: list[tuple[str, int]]
     splits: list[SplitFacts]
@@ -63,7 +64,7 @@ def gather_facts(folder: Path, *, examples: int) -> ShardFacts:
     filled = [store for store in stores if store.num_blocks]
     record = read_record(folder)
     return ShardFacts(
-        folder,
+        str(folder),
         manifest,
         [] if record is None else [(path, size) for path, size, _ in record.inputs],
         [_split_facts(store, tokenizer=tokenizer) for store in filled],

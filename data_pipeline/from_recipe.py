@@ -25,7 +25,7 @@ def reader_for(
         if source.manifest.splits[split].documents == 0:
             raise UserError(_without_documents(source, split))
         return RowReader(
-            BlockStore(source.folder, manifest=source.manifest, split=split),
+            BlockStore(source.folder, manifest=source.manifest, split=split, skipped=corpus.skipped),
             max_seq_len=config.data.max_seq_len,
             packing=config.data.packing,
             lanes=config.data.lanes,

@@ -1,12 +1,14 @@
 """The manifest: what a folder of token shards holds, and the fingerprint by which everything refers to it.
 
-It names no path and no time, so that equal shards have equal fingerprints wherever and whenever they were built.
+It names no path and no time, so that equal shards have equal fingerprints wherever and whenever they were built. It
+holds the SHA-256 of its own content, so that a changed one is refused rather than believed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +18,11 @@ import numpy as np
 
 from trainer.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+_CONTENT_HASH = "content_sha256"
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 FIELDS = ("lengths", "tokens")
 # Shards whose word starts were found by a segmenter hold them too.
 WORDS_FIELD = "words"
@@ -107,7 +112,18 @@ def manifest_bytes(
         "splits": splits,
         "documents": documents,
     }
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+    return seal(content)
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """A manifest's canonical bytes, with the SHA-256 of its own content in it."""
+    sealed = {**content, _CONTENT_HASH: _content_sha256(content)}
+    return (json.dumps(sealed, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _content_sha256(content: dict[str, Any]) -> str:
+    others = {key: value for key, value in content.items() if key != _CONTENT_HASH}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def load_manifest(folder: str | Path) -> Manifest:
@@ -123,22 +139,28 @@ def load_manifest(folder: str | Path) -> Manifest:
             f"{folder} holds no finished shards: {MANIFEST_FILE} is missing; "
             "run `python -m data_pipeline build` with the same settings to the end"
         )
-    raw = path.read_bytes()
+    return parse_manifest(path.read_bytes(), where=str(path))
+
+
+def parse_manifest(raw: bytes, *, where: str) -> Manifest:
+    """A manifest from its file's bytes; raises UserError, naming `where`, when it is damaged or of another schema."""
     try:
         content = json.loads(raw)
         version = content["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(where, error) from error
     if version != SCHEMA_VERSION:
         age = "older" if isinstance(version, int) and version < SCHEMA_VERSION else "newer"
         raise UserError(
-            f"{path} has schema_version {version}, {age} than this program's {SCHEMA_VERSION}; "
+            f"{where} has schema_version {version}, {age} than this program's {SCHEMA_VERSION}; "
             "build the shards again, or use the Bertline that built them"
         )
     try:
+        if content[_CONTENT_HASH] != _content_sha256(content):
+            raise ValueError("its content is not what its own sha256 says")
         return _parse(content, fingerprint=hashlib.sha256(raw).hexdigest())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise _damaged(where, error) from error
 
 
 def _parse(content: dict[str, Any], *, fingerprint: str) -> Manifest:
@@ -164,19 +186,32 @@ def _parse(content: dict[str, Any], *, fingerprint: str) -> Manifest:
 
 
 def _parse_split(content: dict[str, Any]) -> Split:
-    shards = tuple(Shard(**shard) for shard in content["shards"])
+    shards = tuple(_parse_shard(shard) for shard in content["shards"])
     split = Split(shards, int(content["blocks"]), int(content["documents"]), int(content["tokens"]))
     if _sums(shards) != {"blocks": split.blocks, "documents": split.documents, "tokens": split.tokens}:
         raise ValueError("a split's counts are not the sums of its shards'")
     return split
 
 
+def _parse_shard(content: dict[str, Any]) -> Shard:
+    shard = Shard(**content)
+    if not _SHARD_NAME.fullmatch(shard.name):
+        raise ValueError(f"{shard.name!r} is no name of a shard")
+    for name in ("sha256", "index_sha256"):
+        if not isinstance(getattr(shard, name), str):
+            raise TypeError(f"the {name} of {shard.name} is {getattr(shard, name)!r}")
+    for name in ("bytes", "blocks", "documents", "tokens"):
+        if type(getattr(shard, name)) is not int or getattr(shard, name) < 1:
+            raise ValueError(f"the number of {name} of {shard.name} is {getattr(shard, name)!r}")
+    return shard
+
+
 def _sums(shards: Sequence[Shard]) -> dict[str, Any]:
     return {name: sum(getattr(shard, name) for shard in shards) for name in ("blocks", "documents", "tokens")}
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(where: str, error: Exception) -> UserError:
     return UserError(
-        f"{path} is damaged: {type(error).__name__}: {error}; copy the shards again, "
+        f"{where} is damaged: {type(error).__name__}: {error}; copy the shards again, "
         "or remove it and build again with the same settings"
     )

@@ -40,7 +40,7 @@ _KINDS = (
 def write_page(file: Path, facts: ShardFacts) -> None:
     """Write the page; it loads nothing from anywhere. Raises UserError when it cannot be written."""
     parts = [
-        f"<h1>{escape(str(facts.folder))}</h1>",
+        f"<h1>{escape(facts.place)}</h1>",
         _identity(facts),
         "<h2>Splits</h2>",
         _splits(facts),
@@ -58,7 +58,8 @@ def write_page(file: Path, facts: ShardFacts) -> None:
         "<h2>Documents as stored</h2>",
         *(_document(*document) for document in facts.documents),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(facts.folder.name)}</title><style>{_STYLE}</style>'
+    title = escape(facts.place.rstrip("/").rpartition("/")[2])
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
     write_atomically(file, page.encode())
 

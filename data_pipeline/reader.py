@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline.batch import Batch, PackedBlock, assemble
 from data_pipeline.hashing import Int64Array
-from data_pipeline.order import RowOrder
+from data_pipeline.order import RowOrder, RowPlaces
 from data_pipeline.packing import Packing, plan_rows
 from data_pipeline.row_content import PLAIN_CONTENT, RowContent
 from data_pipeline.row_counts import count_blocks
@@ -62,10 +62,14 @@ class RowReader:
         self._packing = packing
         self._special_ids = store.manifest.special_token_ids
         self._window_blocks = -(-lanes // dp_world_size)
-        self._window: OrderedDict[tuple[int, int], PackedBlock] = OrderedDict()
+        self._window: OrderedDict[tuple[int, int], PackedBlock | None] = OrderedDict()
+        # Blocks that were asked for ahead of need and are not in the window yet.
+        self._under_way: set[tuple[int, int]] = set()
         counts = count_blocks(store, max_seq_len=max_seq_len, packing=packing, shape=content.shape)
         self.order = RowOrder(counts.rows, lanes=lanes, seed=seed, phase=phase)
         self.tokens_per_epoch = int(counts.tokens.sum())
+        # Half a block further in every lane: the next block of a lane is under way when half of this one is left.
+        self._rows_ahead = lanes * max(1, int(counts.rows.mean()) // 2)
 
     @property
     def rows_before_repeat(self) -> int:
@@ -75,17 +79,19 @@ class RowReader:
     def read(self, row_numbers: Int64Array) -> Batch:
         """The rows with these numbers as an unmasked batch, int64 [B] in; EMPTY_ROW gives a row of padding.
 
-        Raises UserError when a block is damaged.
+        Raises UserError when a block is damaged; where the store leaves such a block out, its rows are padding too.
         """
         present = row_numbers != EMPTY_ROW
         found = iter(self.find(row_numbers[present]))
         return self.assemble(row_numbers, [next(found) if there else None for there in present.tolist()])
 
-    def find(self, row_numbers: Int64Array) -> list[PackedRow]:
-        """Where rows lie, without copying them; raises UserError when a block is damaged."""
+    def find(self, row_numbers: Int64Array) -> list[PackedRow | None]:
+        """Where rows lie, without copying them, None for rows of a block that is left out; raises as `read`."""
         places = self.order.locate(row_numbers)
+        if self._store.is_remote:
+            self._fetch_ahead(row_numbers, now=places)
         return [
-            (self._packed_block(epoch, block), row)
+            None if (packed := self._packed_block(epoch, block)) is None else (packed, row)
             for epoch, block, row in zip(places.epoch.tolist(), places.block.tolist(), places.row.tolist(), strict=True)
         ]
 
@@ -99,15 +105,29 @@ class RowReader:
             candidates=None if self._content.pairs is None else self._content.pairs.candidates,
         )
 
-    def _packed_block(self, epoch: int, number: int) -> PackedBlock:
-        """A block of the window. Lanes are walked in turn, so a finished block is always the one longest unused."""
+    def _fetch_ahead(self, row_numbers: Int64Array, *, now: RowPlaces) -> None:
+        soon = self.order.locate(row_numbers + self._rows_ahead)
+        for places in (now, soon):
+            for key in dict.fromkeys(zip(places.epoch.tolist(), places.block.tolist(), strict=True)):
+                if key not in self._window and key not in self._under_way and self._store.fetch_ahead(key[1]):
+                    self._under_way.add(key)
+
+    def _packed_block(self, epoch: int, number: int) -> PackedBlock | None:
+        """A block of the window, None for one that is left out.
+
+        Lanes are walked in turn, so a finished block is always the one longest unused.
+        """
         key = (epoch, number)
         if key in self._window:
             self._window.move_to_end(key)
             return self._window[key]
         while len(self._window) >= self._window_blocks:
             self._window.popitem(last=False)
-        block = self._store.read_block(number, words=self._content.words)
+        block = self._store.read_or_skip(number, words=self._content.words)
+        self._under_way.discard(key)
+        if block is None:
+            self._window[key] = None
+            return None
         plan = plan_rows(
             block.lengths,
             max_seq_len=self._max_seq_len,

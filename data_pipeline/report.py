@@ -51,7 +51,7 @@ def _print_identity(console: Console, facts: ShardFacts) -> None:
     left_out = [f"{manifest.dropped_documents:,} without a token"]
     if manifest.duplicate_documents:
         left_out.append(f"{manifest.duplicate_documents:,} duplicates")
-    console.print(f"[bold]{escape(str(facts.folder))}[/bold]")
+    console.print(f"[bold]{escape(facts.place)}[/bold]")
     console.print(f"fingerprint {manifest.fingerprint}")
     console.print(f"tokenizer   {manifest.tokenizer_sha256}, {manifest.vocab_size:,} pieces")
     console.print(f"tokens      {manifest.dtype}, blocks of {manifest.block_tokens:,}")

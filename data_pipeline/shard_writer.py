@@ -21,6 +21,7 @@ from data_pipeline.atomic import publish, refused_writes, temporary_path, write_
 from data_pipeline.blocks import START, ClosedBlock, Position
 from data_pipeline.manifest import WORDS_FIELD, Shard, SplitName, index_name
 from data_pipeline.shards import ShardIndex, parse_index
+from data_pipeline.tar_structure import structure_damage
 from trainer.errors import UserError
 
 KEPT = "finished shards are kept"
@@ -199,6 +200,8 @@ def finished_shards(folder: Path, *, split: SplitName) -> tuple[list[Shard], Pos
         raw = index_path.read_bytes()
         try:
             index = parse_index(raw)
+            if wrong := structure_damage(path, index, first_block=sum(shard.blocks for shard in shards)):
+                raise ValueError(wrong)
             sha256 = _checked_sha256(path, index)
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(

@@ -1,5 +1,7 @@
 """Token shards as a reader sees them: blocks of documents, found through indexes and read by byte range.
 
+Shards lie in a folder, or on the network behind a folder that mirrors their small files (`open_shards`).
+
 A shard is a plain WebDataset tar. Its sample NNNNNN is one block of consecutive documents: `NNNNNN.tokens.npy`
 (the ids of all of them, uint16 or uint32) and `NNNNNN.lengths.npy` (tokens a document, uint32). Where words were
 found by a segmenter, `NNNNNN.words.npy` holds one bit a token, packed by `numpy.packbits`: the token begins a word.
@@ -7,31 +9,24 @@ found by a segmenter, `NNNNNN.words.npy` holds one bit a token, packed by `numpy
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.manifest import (
-    FIELDS,
-    FIELDS_WITH_WORDS,
-    LENGTH_DTYPE,
-    WORDS_FIELD,
-    Manifest,
-    Shard,
-    index_name,
-    load_manifest,
-)
+from data_pipeline.damage import BlockDamage, ShardDamage, SkippedBlocks
+from data_pipeline.manifest import FIELDS, LENGTH_DTYPE, WORDS_FIELD, Manifest, index_name, load_manifest
+from data_pipeline.remote_shards import SOURCE_FILE, RemoteShards
+from data_pipeline.shard_index import ShardIndex, checked_index, member_name, parse_index, read_index
 from trainer.errors import UserError
 
 __all__ = [
@@ -48,9 +43,13 @@ __all__ = [
 
 # Document lengths of a whole shard; only reading in order needs more than one at a time, and never many.
 _SHARDS_OF_LENGTHS = 4
-_PLAIN_ARRAYS = ("block_documents", "block_tokens", "lengths", "document_range", "resume_position")
+# What NumPy writes before a plain one-dimensional array.
+_NPY_HEAD_BYTES = 128
 
 AnyArray = npt.NDArray[Any]
+# The bytes of a block's members by field, cut from one range.
+Payloads: TypeAlias = dict[str, memoryview]
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -66,64 +65,22 @@ class Block:
     word_starts: npt.NDArray[np.bool_] | None = None
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """Where each block's members lie in one tar; every array has one element a block, but for the last three.
-
-    `lengths` has one element a document, `document_range` is (first, end) among all documents of the input, and
-    `resume_position` is (chunk of the input, document of the chunk) behind the last document.
-    """
-
-    offset: dict[str, npt.NDArray[np.int64]]
-    size: dict[str, npt.NDArray[np.int64]]
-    crc32: dict[str, npt.NDArray[np.uint32]]
-    block_documents: npt.NDArray[np.int64]
-    block_tokens: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.uint32]
-    document_range: npt.NDArray[np.int64]
-    resume_position: npt.NDArray[np.int64]
-
-    def to_bytes(self) -> bytes:
-        """The index file's bytes: an npz without pickles, the same for the same index."""
-        arrays: dict[str, AnyArray] = {}
-        for field in self.offset:
-            arrays[f"{field}_offset"] = self.offset[field]
-            arrays[f"{field}_size"] = self.size[field]
-            arrays[f"{field}_crc32"] = self.crc32[field]
-        arrays.update({name: getattr(self, name) for name in _PLAIN_ARRAYS})
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
-
-
-class ShardDamage(UserError):
-    """A shard or index that is not what the manifest says; `finding` is what and where, without the advice."""
-
-    finding: str
-
-    @classmethod
-    def of(cls, path: Path, what: str, *, expected: object, found: object) -> ShardDamage:
-        """The damage of `what` in the file `path`."""
-        finding = f"{path}: {what} is {found}, where {expected} is expected"
-        damage = cls(
-            f"{finding}; see what else is damaged by `python -m data_pipeline verify {path.parent}`, "
-            "then copy or build the shards again"
-        )
-        damage.finding = finding
-        return damage
-
-
 class BlockStore:
     """Random access to the blocks of one split; any thread of any rank may read.
 
     Indexes are read when first needed and checked against the manifest; every block read is checked against its
-    index. A mismatch raises ShardDamage, which is a UserError.
+    index. A mismatch raises ShardDamage, which is a UserError. With `skipped`, blocks whose own bytes are wrong are
+    noted there by `read_or_skip` and left out; a missing file and a wrong index stop all the same.
     """
 
-    def __init__(self, folder: str | Path, *, manifest: Manifest, split: str) -> None:
+    def __init__(
+        self, folder: str | Path, *, manifest: Manifest, split: str, skipped: SkippedBlocks | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = manifest
         self.split = split
+        self._skipped = skipped
+        self._remote = RemoteShards(self.folder) if (self.folder / SOURCE_FILE).is_file() else None
         self._shards = manifest.splits[split].shards
         self._first_block = [0, *accumulate(shard.blocks for shard in self._shards)]
         self._first_document = [0, *accumulate(shard.documents for shard in self._shards)]
@@ -140,6 +97,11 @@ class BlockStore:
         shard, local = self._locate(block)
         return self._first_document[shard] + int(self._index(shard).block_documents[:local].sum())
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether blocks come over the network, so that fetching ahead is worth planning."""
+        return self._remote is not None
+
     def block_lengths(self, block: int) -> npt.NDArray[np.uint32]:
         """Tokens of each document of a block, from the index: no token is read."""
         shard, local = self._locate(block)
@@ -152,34 +114,82 @@ class BlockStore:
 
     def read_block(self, block: int, *, words: bool = False) -> Block:
         """Read one block, with its word starts if asked; raises ShardDamage when it is not what the manifest says."""
-        lengths = self.read_member(block, field="lengths")
-        tokens = self.read_member(block, field="tokens")
-        total = int(lengths.sum(dtype=np.int64))
-        if total != len(tokens):
-            what = f"the sum of {member_name(block, field='lengths')}"
-            raise ShardDamage.of(self._path(block), what, expected=len(tokens), found=total)
-        if not words or WORDS_FIELD not in self.manifest.fields:
-            return Block(tokens, lengths)
-        bits = np.unpackbits(self.read_member(block, field=WORDS_FIELD), count=total)
-        bits.setflags(write=False)
-        return Block(tokens, lengths, bits.view(np.bool_))
+        fields = self.manifest.fields if words else FIELDS
+        return self._read(block, fields=fields, parse=partial(self._parse_block, block, fields))
+
+    def read_or_skip(self, block: int, *, words: bool = False) -> Block | None:
+        """`read_block`, or None for a damaged block where the recipe says to leave these out."""
+        try:
+            return self.read_block(block, words=words)
+        except BlockDamage as damage:
+            if self._skipped is None:
+                raise
+            name = f"block {block} of {self.split}, shards {self.manifest.fingerprint[:12]}"
+            self._skipped.add(name, finding=damage.finding)
+            return None
 
     def read_member(self, block: int, *, field: str) -> AnyArray:
         """Read one of the manifest's `fields` of one block by its byte range; raises ShardDamage."""
+        return self._read(block, fields=(field,), parse=lambda payloads: self._parse(block, field, payloads[field]))
+
+    def fetch_ahead(self, block: int) -> bool:
+        """Begin to fetch a block that will be read soon; False where as many as may be are under way."""
+        if self._remote is None:
+            return True
+        start, end, cut = self._span(block, self.manifest.fields)
+        shard = self._shards[self._locate(block)[0]]
+        check = partial(self._parse_block, block, self.manifest.fields)
+        return self._remote.fetch_ahead(shard, start=start, end=end, parse=lambda content: check(cut(content)))
+
+    def _read(self, block: int, *, fields: Sequence[str], parse: Callable[[Payloads], Parsed]) -> Parsed:
+        # Over the network a block always comes whole, so that the cache holds each byte once.
+        start, end, cut = self._span(block, self.manifest.fields if self._remote is not None else fields)
+        shard = self._shards[self._locate(block)[0]]
+        if self._remote is not None:
+            return self._remote.read(shard, start=start, end=end, parse=lambda content: parse(cut(content)))
+        return parse(cut(_read_range(self.folder / shard.name, offset=start, size=end - start)))
+
+    def _span(self, block: int, fields: Sequence[str]) -> tuple[int, int, Callable[[bytes], Payloads]]:
+        """The range of a tar that holds these members of a block, and how to cut it into them."""
         shard, local = self._locate(block)
         index = self._index(shard)
-        path, name = self._path(block), member_name(block, field=field)
+        places = {field: (int(index.offset[field][local]), int(index.size[field][local])) for field in fields}
+        start = min(offset for offset, _ in places.values())
+        end = max(offset + size for offset, size in places.values())
+
+        def cut(content: bytes) -> Payloads:
+            view = memoryview(content)
+            return {field: view[offset - start : offset - start + size] for field, (offset, size) in places.items()}
+
+        return start, end, cut
+
+    def _parse_block(self, block: int, fields: Sequence[str], payloads: Payloads) -> Block:
+        arrays = {field: self._parse(block, field, payloads[field]) for field in fields}
+        lengths, tokens = arrays["lengths"], arrays["tokens"]
+        total = int(lengths.sum(dtype=np.int64))
+        if total != len(tokens):
+            what = f"the sum of {member_name(block, field='lengths')}"
+            raise BlockDamage.of(self._where(block), what, expected=len(tokens), found=total)
+        if WORDS_FIELD not in arrays:
+            return Block(tokens, lengths)
+        bits = np.unpackbits(arrays[WORDS_FIELD], count=total)
+        bits.setflags(write=False)
+        return Block(tokens, lengths, bits.view(np.bool_))
+
+    def _parse(self, block: int, field: str, payload: memoryview) -> AnyArray:
+        shard, local = self._locate(block)
+        index = self._index(shard)
+        where, name = self._where(block), member_name(block, field=field)
         size = int(index.size[field][local])
-        payload = _read_range(path, offset=int(index.offset[field][local]), size=size)
         if len(payload) != size:
-            raise ShardDamage.of(path, f"the size of {name}", expected=size, found=len(payload))
+            raise BlockDamage.of(where, f"the size of {name}", expected=size, found=len(payload))
         expected, found = int(index.crc32[field][local]), zlib.crc32(payload)
         if found != expected:
-            raise ShardDamage.of(path, f"the crc32 of {name}", expected=f"{expected:08x}", found=f"{found:08x}")
+            raise BlockDamage.of(where, f"the crc32 of {name}", expected=f"{expected:08x}", found=f"{found:08x}")
         tokens, documents = int(index.block_tokens[local]), int(index.block_documents[local])
         count = {"tokens": tokens, "lengths": documents, WORDS_FIELD: -(-tokens // 8)}[field]
         dtype = {"tokens": self.manifest.dtype, "lengths": LENGTH_DTYPE, WORDS_FIELD: np.dtype(np.uint8)}[field]
-        return _parse_npy(payload, path=path, name=name, dtype=dtype, count=count)
+        return _parse_npy(payload, where=where, name=name, dtype=dtype, count=count)
 
     def _locate(self, block: int) -> tuple[int, int]:
         if not 0 <= block < self.num_blocks:
@@ -187,76 +197,54 @@ class BlockStore:
         shard = bisect_right(self._first_block, block) - 1
         return shard, block - self._first_block[shard]
 
-    def _path(self, block: int) -> Path:
-        return self.folder / self._shards[self._locate(block)[0]].name
+    def _where(self, block: int) -> str:
+        """The tar of a block, as a person finds it."""
+        name = self._shards[self._locate(block)[0]].name
+        return str(self.folder / name) if self._remote is None else self._remote.url_of(name)
 
     def _load_index(self, shard: int) -> ShardIndex:
         """The index without its lengths, which are by far its greatest part."""
-        index = read_index(self.folder, shard=self._shards[shard])
+        index = self.read_index(shard)
         return ShardIndex(**{**vars(index), "lengths": index.lengths[:0].copy()})
 
     def _load_lengths(self, shard: int) -> list[npt.NDArray[np.uint32]]:
-        index = read_index(self.folder, shard=self._shards[shard])
+        index = self.read_index(shard)
         index.lengths.setflags(write=False)
         return np.split(index.lengths, np.cumsum(index.block_documents)[:-1])
 
+    def read_index(self, shard: int) -> ShardIndex:
+        """The index of the split's shard of this number, checked against the manifest; raises ShardDamage."""
+        entry = self._shards[shard]
+        if self._remote is None:
+            return read_index(self.folder, shard=entry)
+        where = self._remote.url_of(index_name(entry.name))
+        return checked_index(self._remote.read_index(entry), where=where, shard=entry)
 
-def member_name(block: int, *, field: str) -> str:
-    """The name of a block's member in the tar."""
-    return f"{block:06d}.{field}.npy"
 
-
-def read_index(folder: Path, *, shard: Shard) -> ShardIndex:
-    """The index of one shard, checked against the manifest; raises UserError."""
-    path = folder / index_name(shard.name)
+def _parse_npy(payload: memoryview, *, where: str, name: str, dtype: np.dtype[Any], count: int) -> AnyArray:
+    """The array, which is the payload itself behind its head."""
+    head = io.BytesIO(payload[:_NPY_HEAD_BYTES])
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ShardDamage.of(path, "the file", expected="present", found="missing") from error
-    digest = hashlib.sha256(raw).hexdigest()
-    if digest != shard.index_sha256:
-        raise ShardDamage.of(path, "the sha256", expected=shard.index_sha256[:16], found=digest[:16])
-    index = parse_index(raw)
-    counts = {
-        "blocks": len(index.block_tokens),
-        "tokens": int(index.block_tokens.sum()),
-        "documents": len(index.lengths),
-    }
-    for name, found in counts.items():
-        if found != getattr(shard, name):
-            raise ShardDamage.of(path, f"the number of {name}", expected=getattr(shard, name), found=found)
-    return index
-
-
-def parse_index(raw: bytes) -> ShardIndex:
-    """An index from its file's bytes; raises ValueError, KeyError or zipfile.BadZipFile when they are none."""
-    with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-        fields = FIELDS_WITH_WORDS if f"{WORDS_FIELD}_offset" in arrays else FIELDS
-        return ShardIndex(
-            offset={field: arrays[f"{field}_offset"] for field in fields},
-            size={field: arrays[f"{field}_size"] for field in fields},
-            crc32={field: arrays[f"{field}_crc32"] for field in fields},
-            **{name: arrays[name] for name in _PLAIN_ARRAYS},
-        )
-
-
-def _parse_npy(payload: bytes, *, path: Path, name: str, dtype: np.dtype[Any], count: int) -> AnyArray:
-    try:
-        array: AnyArray = np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
+        if np.lib.format.read_magic(head) != (1, 0):
+            raise ValueError("an array of another format")
+        shape, _, found = np.lib.format.read_array_header_1_0(head)
+        array: AnyArray = np.frombuffer(payload, dtype=found, offset=head.tell())
     except ValueError as error:
-        raise ShardDamage.of(path, name, expected="a .npy array", found=str(error)) from error
-    if array.dtype != dtype or array.shape != (count,):
-        raise ShardDamage.of(path, name, expected=f"{dtype} ({count},)", found=f"{array.dtype} {array.shape}")
-    array.setflags(write=False)
+        raise BlockDamage.of(where, name, expected="a .npy array", found=str(error)) from error
+    if (found, shape, array.shape) != (dtype, (count,), (count,)):
+        raise BlockDamage.of(where, name, expected=f"{dtype} ({count},)", found=f"{found} {shape}")
     return array
 
 
 def _read_range(path: Path, *, offset: int, size: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise ShardDamage.of(path, "the file", expected="present", found="missing") from error
-    try:
-        return os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        # Never damage: a mount that hangs or a refused permission says nothing of the bytes.
+        raise UserError(f"{path} could not be read: {error.strerror}; see to the disk or mount, then go on") from error

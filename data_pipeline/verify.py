@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.build import TOKENIZER_FOLDER
-from data_pipeline.manifest import SPLITS, WORDS_FIELD, Manifest, Shard
-from data_pipeline.shards import BlockStore, ShardDamage, member_name, read_index
+from data_pipeline.damage import ShardDamage
+from data_pipeline.manifest import SPLITS, TOKENIZER_FOLDER, WORDS_FIELD, Manifest, Shard
+from data_pipeline.shards import BlockStore, member_name, read_index
+from data_pipeline.tar_structure import structure_damage
 from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
 
@@ -26,16 +25,17 @@ def find_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:
 
     Everything is read once for the file's checksum and once for its members'. Nothing is given when all is well.
     """
-    yield from _tokenizer_damage(folder, manifest=manifest)
+    yield from tokenizer_damage(folder, manifest=manifest)
     for split in SPLITS:
         store = BlockStore(folder, manifest=manifest, split=split)
         first_block = 0
         for shard in manifest.splits[split].shards:
-            yield from _shard_damage(store, shard=shard, first_block=first_block)
+            yield from shard_damage(store, shard=shard, first_block=first_block)
             first_block += shard.blocks
 
 
-def _tokenizer_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:
+def tokenizer_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the tokenizer of a folder of shards."""
     try:
         found = Tokenizer.load(folder / TOKENIZER_FOLDER)
     except UserError as error:
@@ -48,7 +48,8 @@ def _tokenizer_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _shard_damage(store: BlockStore, *, shard: Shard, first_block: int) -> Iterator[str]:
+def shard_damage(store: BlockStore, *, shard: Shard, first_block: int) -> Iterator[str]:
+    """What is wrong with one shard of a local folder, its index and its blocks."""
     path = store.folder / shard.name
     if not path.is_file():
         yield f"{path}: the file is missing"
@@ -59,12 +60,8 @@ def _shard_damage(store: BlockStore, *, shard: Shard, first_block: int) -> Itera
     except ShardDamage as damage:
         yield damage.finding
         return
-    expected = [
-        (member_name(first_block + block, field=field), int(index.offset[field][block]), int(index.size[field][block]))
-        for block in range(shard.blocks)
-        for field in store.manifest.fields
-    ]
-    yield from _structure_damage(path, expected=expected)
+    if wrong := structure_damage(path, index, first_block=first_block):
+        yield f"{path}: {wrong}"
     for block in range(first_block, first_block + shard.blocks):
         yield from _block_damage(store, path=path, block=block)
 
@@ -80,20 +77,6 @@ def _file_damage(path: Path, *, shard: Shard) -> Iterator[str]:
             digest.update(data)
     if digest.hexdigest() != shard.sha256:
         yield f"{path}: the sha256 is {digest.hexdigest()[:16]}, where {shard.sha256[:16]} is expected"
-
-
-def _structure_damage(path: Path, *, expected: list[tuple[str, int, int]]) -> Iterator[str]:
-    """The first place where the tar's own headers and the index part."""
-    try:
-        with tarfile.open(path, "r:") as archive:
-            found = [(member.name, member.offset_data, member.size) for member in archive]
-    except tarfile.TarError as error:
-        yield f"{path}: the tar's structure is damaged: {error}"
-        return
-    for was, wanted in zip_longest(found, expected):
-        if was != wanted:
-            yield f"{path}: the member (name, offset, size) is {was}, where the index says {wanted}"
-            return
 
 
 def _block_damage(store: BlockStore, *, path: Path, block: int) -> Iterator[str]:

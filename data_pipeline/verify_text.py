@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.blocks import EncodedDocuments
-from data_pipeline.build import TOKENIZER_FOLDER
 from data_pipeline.build_record import RECORD_FILE, BuildRecord, read_record
 from data_pipeline.build_worker import EncodeJob, encode_documents, is_validation
+from data_pipeline.damage import ShardDamage
 from data_pipeline.duplicates import SeenTexts, text_digests
 from data_pipeline.inputs import expand_inputs
 from data_pipeline.inspect import spread
-from data_pipeline.manifest import SPLITS, Manifest, SplitName
-from data_pipeline.shards import BlockStore, ShardDamage
+from data_pipeline.manifest import SPLITS, TOKENIZER_FOLDER, Manifest, SplitName
+from data_pipeline.shards import BlockStore
 from data_pipeline.text import TextOptions, parse_chunk, read_chunks
 from trainer.errors import UserError
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.build import TOKENIZER_FOLDER
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import TOKENIZER_FOLDER, Manifest
 from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
 

@@ -15,6 +15,7 @@ from trainer.config import Config, TokenizerConfig
 from trainer.ds_config import DeepSpeedPlan
 from trainer.memory_plan import MemoryPlan, MicroBatch, count_parameters, plan_memory
 from trainer.phases import Phase, phases_of
+from trainer.prepare import local_shards
 from trainer.show_config import layout_for
 from trainer.topology import BatchPlan
 
@@ -99,14 +100,18 @@ def _micro_batch(config: Config, rows: RowFacts | None) -> MicroBatch:
 
 
 def _vocab_size(config: Config) -> int:
-    built = [source.shards for source in config.data.all_sources if source.shards is not None]
+    built = _folders(config)
     return load_manifest(built[0]).vocab_size if built else (config.tokenizer or TokenizerConfig()).vocab_size
+
+
+def _folders(config: Config) -> list[Path]:
+    """Where the sources that are shards already can be read on this machine."""
+    return [local_shards(source.shards, config) for source in config.data.all_sources if source.shards is not None]
 
 
 def _corpus(config: Config) -> Corpus | None:
     """The shards that the recipe names; None where some are still to be made from raw text."""
-    sources = config.data.all_sources
-    folders = [Path(source.shards) for source in sources if source.shards is not None]
+    sources, folders = config.data.all_sources, _folders(config)
     return open_corpus(sources, folders) if len(folders) == len(sources) else None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.augmentation_config import AugmentationConfig
+from trainer.places import remote_scheme
 from trainer.strict_model import PositiveInt, StrictModel
 
 # Highly composite on purpose: the number of data-parallel ranks must divide the number of lanes.
@@ -32,14 +33,24 @@ class SourceConfig(StrictModel):
     def _one_origin(self) -> SourceConfig:
         if (self.shards is None) == (self.text is None):
             raise ValueError(f"set exactly one of shards and text for the source {self.name!r}")
+        if self.shards is not None:
+            remote_scheme(self.shards)  # refuses what is not read
         return self
+
+
+class CacheConfig(StrictModel):
+    """Where blocks from the network are kept, on a disk of each host or on one of all; null is the run folder."""
+
+    folder: str | None = None
+    max_gib: Annotated[float, Field(ge=0.1)] = 10.0
 
 
 class DataConfig(StrictModel):
     """Where rows come from and what shape they have; exactly one of `shards`, `text` and `sources` is set.
 
     `on_exhausted`: when a source has given all its documents, it begins again in a new order (`repeat`), or the run
-    ends with the last whole batch before (`stop`).
+    ends with the last whole batch before (`stop`). `on_damage`: a block that is not what its index says stops the
+    run, or its rows are empty and counted (`skip`).
     """
 
     shards: str | None = None
@@ -57,6 +68,8 @@ class DataConfig(StrictModel):
     lanes: PositiveInt = DEFAULT_LANES
     prefetch_batches: PositiveInt = 4
     augmentation: AugmentationConfig | None = None
+    cache: CacheConfig | None = None
+    on_damage: Literal["stop", "skip"] = "stop"
 
     @field_validator("text", mode="before")
     @classmethod
@@ -70,6 +83,10 @@ class DataConfig(StrictModel):
                 "set exactly one of data.shards (a folder made by `data_pipeline build`), data.text (raw text) and "
                 "data.sources (several of them, mixed)"
             )
+        if self.shards is not None:
+            remote_scheme(self.shards)  # refuses what is not read
+        if self.cache is not None and not self.has_remote_shards:
+            raise ValueError("data.cache belongs to shards on the network; remove it")
         if not self.has_text and self.prepared is not None:
             raise ValueError("data.prepared belongs to data.text; with data.shards remove it")
         if not self.has_text and (self.word_starts != "vocabulary" or self.deduplicate):
@@ -98,3 +115,9 @@ class DataConfig(StrictModel):
     def has_shards(self) -> bool:
         """Whether shards, and with them a tokenizer, are there already."""
         return any(source.shards is not None for source in self.all_sources)
+
+    @property
+    def has_remote_shards(self) -> bool:
+        """Whether any of the shards lie on the network."""
+        places = [source.shards for source in self.all_sources if source.shards is not None]
+        return any(remote_scheme(place) is not None for place in places)

@@ -9,11 +9,15 @@ import torch
 
 from data_pipeline.corpus import open_corpus, open_folder
 from data_pipeline.tokenizer import Tokenizer
+from trainer.checkpoint_files import CheckpointReader
+from trainer.config import Config
 from trainer.errors import UserError
 from trainer.evaluate import EvaluationResult, UnigramBaseline, plain_eval_step
 from trainer.export import open_checkpoint
 from trainer.model.create import create_model
 from trainer.model.weights import load_weights
+from trainer.places import remote_scheme
+from trainer.prepare import local_shards
 from trainer.setup import validation_for
 
 
@@ -26,12 +30,21 @@ class RunEvaluation:
     baseline: UnigramBaseline
 
 
-def evaluate_run(run_dir: Path, *, which: str, shards: Path | None = None) -> RunEvaluation:
+def _trained_on(config: Config, checkpoint: CheckpointReader) -> list[str]:
+    """The shards of the run: their place on the network, else the folder that they were in."""
+    return [
+        source.shards if source.shards is not None and remote_scheme(source.shards) is not None else folder
+        for source, folder in zip(config.data.all_sources, checkpoint.state["shards"], strict=True)
+    ]
+
+
+def evaluate_run(run_dir: Path, *, which: str, shards: str | Path | None = None) -> RunEvaluation:
     """Evaluate a checkpoint in this process alone, in fp32; `shards` replaces the folder the run was trained on."""
     config, checkpoint = open_checkpoint(run_dir, which=which)
-    folders = [shards] if shards else [Path(folder) for folder in checkpoint.state["shards"]]
-    corpus = open_folder(shards) if shards else open_corpus(config.data.all_sources, folders)
-    manifest, folder = corpus.manifest, ", ".join(map(str, folders))
+    places = [shards] if shards else _trained_on(config, checkpoint)
+    folders = [local_shards(place, config) for place in places]
+    corpus = open_folder(folders[0]) if shards else open_corpus(config.data.all_sources, folders)
+    manifest, folder = corpus.manifest, ", ".join(map(str, places))
     if shards is None and corpus.fingerprint != checkpoint.state["cursor"]["fingerprint"]:
         raise UserError(
             f"{folder} is not what the run was trained on (another fingerprint); name the folder to evaluate on by "

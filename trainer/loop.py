@@ -26,6 +26,7 @@ from trainer.progress import ProgressReporter
 from trainer.runtime import Runtime, on_main
 from trainer.schedule import learning_rate
 from trainer.setup import Run
+from trainer.skip_report import SkipReport
 from trainer.step_sums import StepSums, stacked, weighted_mean
 from trainer.throughput import ThroughputMeter
 from trainer.topology import Topology
@@ -57,6 +58,8 @@ class Trainer:
         self._phases = phases_of(run.config)
         self._sources = [source.name for source in run.corpus.sources]
         self._uncollected_tokens = np.zeros(len(self._sources), dtype=np.int64)
+        skipped = run.corpus.skipped
+        self._skips = SkipReport(skipped, report=progress.message) if skipped is not None else None
         self._guard = run.spikes
         self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
@@ -129,6 +132,8 @@ class Trainer:
         self._meter.add_step(tokens=tokens, positions=sum(batch.input_ids.size for batch in batches), flops=flops)
         for batch in batches:
             self._uncollected_tokens += batch.tokens_by_source(len(self._sources))
+        if self._skips is not None:
+            self._skips.count(batches)
 
     def _log(self, sums: StepSums, *, learning_rate: float) -> bool:
         """Write this step's figures; True when rank 0's clock says that it is time to save."""
@@ -153,6 +158,7 @@ class Trainer:
             **{f"data/tokens/{name}": float(tokens) for name, tokens in state.source_tokens.items()},
             **_over_ranks(dict(zip(own, speed, strict=True)), topology=runtime.topology),
             "memory/peak_gib": peak_memory_gib(runtime.device),
+            **(self._skips.collect() if self._skips is not None else {}),
             **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
         }
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic import write_atomically
-from data_pipeline.build import TOKENIZER_FOLDER, build_shards
+from data_pipeline.build import build_shards
 from data_pipeline.inputs import InputFile, expand_inputs
-from data_pipeline.manifest import MANIFEST_FILE
+from data_pipeline.manifest import MANIFEST_FILE, TOKENIZER_FOLDER
+from data_pipeline.remote_shards import CacheSettings, open_shards
 from data_pipeline.tokenizer import METADATA_FILE, Tokenizer, train_tokenizer
 from trainer.config import Config, TokenizerConfig, fingerprint
+from trainer.data_config import CacheConfig
 from trainer.errors import UserError
 
 PACKAGE_SCHEME = "package:"
+GIB = 1 << 30
 SETTINGS_FILE = "settings.json"
 _RECIPE_KEYS = {
     "--vocab-size ": "tokenizer.vocab_size=",
@@ -37,11 +40,18 @@ def shard_folders(config: Config, *, report: Callable[[str], None]) -> list[Path
     Raises UserError for bad input.
     """
     sources = config.data.all_sources
-    folders = {source.name: Path(source.shards) for source in sources if source.shards is not None}
+    folders = {source.name: local_shards(source.shards, config) for source in sources if source.shards is not None}
     if config.data.has_text:
         tokenizer = next(iter(folders.values())) / TOKENIZER_FOLDER if folders else None
         folders |= _shards_in(_made_from_text(config, tokenizer=tokenizer, report=report), config)
     return [folders[source.name] for source in sources]
+
+
+def local_shards(place: str | Path, config: Config) -> Path:
+    """The folder through which `place` is read on this host, which for one on the network mirrors it; any rank."""
+    cache = config.data.cache or CacheConfig()
+    folder = Path(cache.folder) if cache.folder else config.run_dir / "data"
+    return open_shards(place, cache=CacheSettings(folder, max_bytes=int(cache.max_gib * GIB)))
 
 
 def pin_shards(config: Config, folders: Sequence[Path]) -> Config:
@@ -51,7 +61,7 @@ def pin_shards(config: Config, folders: Sequence[Path]) -> Config:
         for source, folder in zip(config.data.all_sources, folders, strict=True)
     ]
     where = {"sources": sources} if config.data.sources else {"shards": str(folders[0])}
-    of_text = {"prepared": None, "word_starts": "vocabulary", "deduplicate": False}
+    of_text = {"prepared": None, "word_starts": "vocabulary", "deduplicate": False, "cache": None}
     data = config.data.model_copy(update={"shards": None, "text": None, **of_text, **where})
     return config.model_copy(update={"data": data, "tokenizer": None})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from trainer.events import append_event
 from trainer.export import export_checkpoint, require_export
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter
+from trainer.places import remote_scheme
 from trainer.preemption import Preemption, StoppedEarly
-from trainer.prepare import shard_folders
+from trainer.prepare import local_shards, shard_folders
 from trainer.progress import ProgressReporter
 from trainer.resume import Resume
 from trainer.run_folder import describe_run
@@ -44,7 +45,8 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
             return shard_folders(config, report=progress.message)
 
         plan_layout(config, runtime=runtime)  # refused now rather than after hours of preparing data
-        run = set_up(config, shards=on_main(runtime, prepare), runtime=runtime, resume=resume, report=progress.message)
+        shards = _on_this_host(config, on_main(runtime, prepare))
+        run = set_up(config, shards=shards, runtime=runtime, resume=resume, report=progress.message)
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)
             _keep_tokenizer(run.corpus.sources[0].folder, run.config.run_dir)
@@ -81,6 +83,21 @@ def _train(run: Run) -> bool:
         finally:
             run.loader.close()
     return True
+
+
+def _on_this_host(config: Config, folders: Sequence[Path]) -> list[Path]:
+    """The main rank's folders of shards, or this host's own mirrors of those on the network; UserError when unlike."""
+    own = []
+    for source, folder in zip(config.data.all_sources, folders, strict=True):
+        is_remote = source.shards is not None and remote_scheme(source.shards) is not None
+        own.append(local_shards(str(source.shards), config) if is_remote else folder)
+        # A mirror is named for what its manifest says.
+        if own[-1].name != folder.name:
+            raise UserError(
+                f"{source.shards} holds other shards than a moment ago, when the main rank looked; start again when "
+                "whoever writes there has finished"
+            )
+    return own
 
 
 def _keep_tokenizer(shards: Path, run_dir: Path) -> None:

@@ -13,7 +13,7 @@ from trainer.errors import UserError
 
 Resume = Literal["auto", "never"]
 # What says where a run is and reads, not what it computes.
-_NOT_TOLD = ("name", "runs_dir", "data.prepared", "data.text", "data.shards", "data.sources", "export")
+_NOT_TOLD = ("name", "runs_dir", "data.prepared", "data.text", "data.shards", "data.cache", "data.sources", "export")
 
 
 def find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Callable[[str], None]) -> Path | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.corpus import Corpus, open_corpus
+from data_pipeline.damage import SkippedBlocks
 from data_pipeline.from_recipe import loader_for, reader_for
 from data_pipeline.manifest import Manifest
 from data_pipeline.objective import masker_for
@@ -117,7 +118,10 @@ def set_up(
 
     `shards` are the folders of the recipe's sources.
     """
-    corpus = open_corpus(config.data.all_sources, shards)
+    corpus = replace(
+        open_corpus(config.data.all_sources, shards),
+        skipped=SkippedBlocks() if config.data.on_damage == "skip" else None,
+    )
     config = resolve(config, corpus.manifest)
     topology = runtime.topology
     ds_plan = plan_layout(config, runtime=runtime)

@@ -18,6 +18,7 @@ LEVELS = (
         "trainer.schedule_config",
         "trainer.objective_config",
         "trainer.augmentation_config",
+        "trainer.places",
     ),
     (
         "trainer.data_config",
@@ -65,6 +66,7 @@ LEVELS = (
         "trainer.evaluate",
         "trainer.run_folder",
         "trainer.state",
+        "trainer.skip_report",
         "trainer.imported",
         "trainer.parity",
         "trainer.show_config",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from data_pipeline.inspect import (
     length_percentiles,
     load_shard_tokenizer,
 )
-from data_pipeline.manifest import load_manifest
+from data_pipeline.manifest import load_manifest, seal
 from data_pipeline.report import print_report
 from data_pipeline.shards import BlockStore
 from data_pipeline.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def test_examples_are_decoded_documents(shards: Path) -> None:
 def test_another_tokenizer_is_refused(shards: Path) -> None:
     manifest = shards / "manifest.json"
     sha256 = load_manifest(shards).tokenizer_sha256
-    manifest.write_text(manifest.read_text().replace(sha256, "0" * 64))
+    manifest.write_bytes(seal(json.loads(manifest.read_text().replace(sha256, "0" * 64))))
     with pytest.raises(UserError, match="is not the tokenizer of these shards"):
         load_shard_tokenizer(shards, manifest=load_manifest(shards))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import itertools
 import shutil
 import threading
@@ -184,6 +185,15 @@ def test_a_damaged_block_fails_the_step_that_needs_it_by_name(shards: Path, tmp_
     with pytest.raises(ShardDamage, match=r"train-000001\.tar: the crc32 of 0000\d\d\.tokens\.npy is [0-9a-f]{8}, "):
         list(itertools.islice(one, 100))
     assert not any(thread.name == "bertline-prefetch" for thread in threading.enumerate())
+
+
+def test_webdatasets_own_way_of_opening_urls_has_no_part_in_it(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opener = importlib.import_module("webdataset.gopen")
+    monkeypatch.setattr(opener, "gopen", lambda *_, **__: pytest.fail("gopen was called"))
+    monkeypatch.setenv("GOPEN_REWRITE", f"{shards}=pipe:false")
+    expected, _ = global_rows(shards, steps=1)
+    monkeypatch.delenv("GOPEN_REWRITE")
+    assert global_rows(shards, steps=1)[0] == expected
 
 
 @pytest.mark.parametrize(

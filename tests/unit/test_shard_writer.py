@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,4 +117,28 @@ def test_a_shard_damaged_since_is_not_taken_for_finished(tmp_path: Path, name: s
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match=r"train-000000\.tar or its index was damaged since"):
+        finished_shards(tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda content, header: content[:header] + b"1" + content[header + 1 :],
+            r"the member .* is",
+        ),
+        (lambda content, header: content[:-512], r"the size is 9728 bytes, where a tar of these members has 10240"),
+        (lambda content, header: content[:-1] + b"x", "something lies behind the tar's last member"),
+    ],
+    ids=["a header's bit", "a cut end", "something behind the end"],
+)
+def test_a_tar_whose_members_are_whole_but_whose_structure_is_not_is_not_taken_for_finished(
+    tmp_path: Path, change: Callable[[bytes, int], bytes], message: str
+) -> None:
+    _write(tmp_path)
+    path = tmp_path / "train-000000.tar"
+    with np.load(tmp_path / "train-000000.index.npz") as index:
+        header = int(index["tokens_offset"][1]) - 512
+    path.write_bytes(change(path.read_bytes(), header))
+    with pytest.raises(UserError, match=rf"train-000000\.tar or its index was damaged since .*: {message}"):
         finished_shards(tmp_path, split="train")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from small_corpus import made_up_documents, small_tokenizer, write_lines
 
 from data_pipeline.build import build_shards
-from data_pipeline.manifest import load_manifest
+from data_pipeline.manifest import load_manifest, seal
 from data_pipeline.verify import find_damage
 
 
@@ -71,6 +72,14 @@ def test_a_flipped_bit_in_a_tar_header_is_found(whole: Path, tmp_path: Path) -> 
     assert found[1].startswith("train-000000.tar: the ")
 
 
+@pytest.mark.parametrize("change", [lambda content: content[:-512], lambda content: content + b"x" + bytes(10239)])
+def test_a_tar_that_ends_otherwise_is_found(whole: Path, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    found = _damage(whole, tmp_path, "train-000000.tar", change)
+    assert found[0].startswith("train-000000.tar: the size is ")
+    assert found[1].startswith("train-000000.tar: the size is ")
+    assert "where a tar of these members has" in found[1]
+
+
 def test_a_cut_tar_is_found_and_each_lost_member_named(whole: Path, tmp_path: Path) -> None:
     cut = _payload(whole, field="lengths", block=3)
     found = _damage(whole, tmp_path, "train-000000.tar", lambda content: content[:cut])
@@ -100,7 +109,10 @@ def test_a_changed_index_is_named(whole: Path, tmp_path: Path) -> None:
 
 def test_ids_beyond_the_vocabulary_are_found(whole: Path, tmp_path: Path) -> None:
     found = _damage(
-        whole, tmp_path, "manifest.json", lambda content: content.replace(b'"vocab_size": 300', b'"vocab_size": 30')
+        whole,
+        tmp_path,
+        "manifest.json",
+        lambda content: seal(json.loads(content.replace(b'"vocab_size": 300', b'"vocab_size": 30'))),
     )
     assert found
     assert all("beyond the vocabulary of 30" in line for line in found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from trainer.commands.arguments import Commands, add_run
 
@@ -13,7 +12,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("evaluate", help="held-out loss and accuracy of a run, beside the unigram baseline")
     add_run(parser)
-    parser.add_argument("--shards", type=Path, metavar="DIR", help="other shards to evaluate on")
+    parser.add_argument("--shards", metavar="DIR", help="other shards to evaluate on, a folder or a URL")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run)
 
