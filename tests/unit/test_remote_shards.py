@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fsspec.registry
+import fsspec.registry  # noqa: F401
 import numpy as np
 import pytest
 from file_server import Fault, FileServer, cut_body, flipped_bit, hang_up, serving, short_body, status
@@ -335,7 +335,7 @@ def test_a_missing_extra_is_named(url: str, package: str, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "fsspec.implementations.http", None)
     scheme = url.partition(":")[0]
     # fsspec remembers what it has imported.
-    monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     with pytest.raises(UserError, match=rf"^{scheme}:// needs a package .*; run pip install 'bertline\[{scheme}\]'$"):
         open_shards(url, cache=CacheSettings(tmp_path, MANY))
 
