@@ -79,6 +79,7 @@ class Trainer:
                 if (spike := self._find_spike()) is not None:
                     self._answer_spike(spike)  # losses not yet looked at are in no checkpoint
                 self.save()
+            self._writer.wait()
             raise
 
     def _train(self) -> None:
