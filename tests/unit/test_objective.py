@@ -228,7 +228,7 @@ def test_the_check_refuses_what_allows_no_pairs_and_counts_their_head(
     assert paired.parameters - plain.parameters == 16 * 16 + 16 + 2 * 16 + 2
     assert plain.rows is not None
     assert paired.rows is not None
-    assert paired.rows.rows_an_epoch > 4 * plain.rows.rows_an_epoch
+    assert paired.rows[0].rows_an_epoch > 4 * plain.rows[0].rows_an_epoch
 
 
 @pytest.mark.skipif(not CHINESE.exists(), reason="needs the Chinese text of ../shared/data")

@@ -38,7 +38,7 @@ def test_a_phase_takes_from_the_recipe_what_it_does_not_set() -> None:
             phase.config.train.global_batch_size,
             phase.config.train.micro_batch_size,
             phase.config.optimizer.learning_rate,
-            phase.config.objective.mask_rate,
+            phase.config.objective.mask_rate.end,
         )
         for phase in (first, second)
     ]
