@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipeline.hashing import derive_key, permutation
 from data_pipeline.order import rank_rows
-from data_pipeline.packing import count_rows
+from data_pipeline.packing import PLAIN_PIECE, count_rows
 from data_pipeline.reader import RowReader
 from data_pipeline.row_counts import _keep, _path
 from data_pipeline.shards import Block
@@ -31,13 +31,17 @@ class MadeUpStore:
 
     split = "train"
     num_blocks = BLOCKS
+    is_remote = False
     manifest = SimpleNamespace(fingerprint="made-up", special_token_ids={"pad": 0, "cls": 1, "sep": 2})
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lengths = (20 + permutation(7, BLOCK_DOCUMENTS) % 350).astype(np.uint32)
 
-    def read_block(self, block: int) -> Block:
+    def fetch_ahead(self, block: int) -> bool:
+        return True
+
+    def read_or_skip(self, block: int, *, words: bool) -> Block:
         lengths = self.lengths[permutation(derive_key("lengths", block), BLOCK_DOCUMENTS)]
         return Block(np.zeros(int(lengths.sum()), dtype=np.uint16), lengths)
 
@@ -57,7 +61,7 @@ def main(folder: Path, step: int | None) -> dict[str, object]:
         rows = count_rows(store.lengths, **SHAPE)
         counts = np.empty((2, BLOCKS), dtype=np.int64)
         counts[:] = [[rows], [int(store.lengths.sum())]]
-        _keep(_path(store, **SHAPE), counts)
+        _keep(_path(store, **SHAPE, shape=PLAIN_PIECE), counts)
         return {}
     started = time.process_time()
     reader = RowReader(store, **SHAPE, lanes=960, seed=0, dp_world_size=RANKS)

@@ -49,7 +49,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
     """What the run computed, without times."""
     kept = ("step", "train/loss", "train/tokens", "validation/loss")
     found = read_records(folder / "tiny/metrics.jsonl")
-    return [{key: record[key] for key in kept if key in record} for record in found]
+    computed = [record for record in found if any(key in record for key in kept[1:])]
+    return [{key: record[key] for key in kept if key in record} for record in computed]
 
 
 # Polls of the tiny recipe: before steps 1 and 2, after the five batches of the evaluation at step 2, before step 3, ...

@@ -92,6 +92,9 @@ def test_fewer_processes_than_promised_are_one_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("trainer.runtime.COLLECTIVE_TIMEOUT", timedelta(seconds=1))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "0")
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
     alone_of_two = Topology(rank=0, local_rank=0, world_size=2, local_world_size=2)
     with (
         pytest.raises(UserError, match=r"rank 0 did not meet all 2 processes at MASTER_ADDR=127\.0\.0\.1, .*1/2"),

@@ -182,7 +182,7 @@ def test_import_of_what_is_no_model_is_refused(commands: Commands, tmp_path: Pat
         (["--steps", 0], "--steps 0 leaves nothing to compare; it must be at least 1"),
         (["--world-sizes", 0], "--world-sizes 0 is too small; it must be at least 1"),
         (["--accumulations", 0], "--accumulations 0 is too small; it must be at least 1"),
-        (["--world-sizes", 5], "train.global_batch_size=16 cannot be split over 5 processes, ZeRO-0, fp32,"),
+        (["--world-sizes", 5], "train.global_batch_size=16 cannot be split over 5 processes, zero0, fp32,"),
     ],
 )
 def test_impossible_parity_cells_are_refused(
