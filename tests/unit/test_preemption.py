@@ -46,10 +46,11 @@ def train(recipe: Path, shards: Path, runtime: Runtime, folder: Path, *, told_at
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """What the run computed, without times."""
+    """What the run computed; no times, nor the records of saves, which a run told to stop makes at other steps."""
     kept = ("step", "train/loss", "train/tokens", "validation/loss")
     found = read_records(folder / "tiny/metrics.jsonl")
-    return [{key: record[key] for key in kept if key in record} for record in found]
+    records = [{key: record[key] for key in kept if key in record} for record in found]
+    return [record for record in records if len(record) > 1]
 
 
 # Polls of the tiny recipe: before steps 1 and 2, after the five batches of the evaluation at step 2, before step 3, ...
