@@ -12,6 +12,7 @@ from trainer.config import Config
 from trainer.errors import UserError
 from trainer.phases import plan_all_batches
 from trainer.recipe import RECIPES_DIR, load_recipe
+from trainer.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ def describe_job(
 
 
 def check_layout(config: Config, *, world_size: int) -> None:
-    """Raise UserError where a batch of the recipe cannot be dealt over so many processes."""
+    """Raise UserError where stages or batches of the recipe cannot be dealt over so many processes."""
+    stages = config.parallel.num_stages
     try:
-        plan_all_batches(config, dp_world_size=world_size)
+        topology = Topology(0, local_rank=0, world_size=world_size, local_world_size=world_size, num_stages=stages)
+        plan_all_batches(config, dp_world_size=topology.dp_world_size)
     except UserError as error:
         raise UserError(f"{world_size} processes do not fit the recipe: {error}") from None

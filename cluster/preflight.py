@@ -17,6 +17,7 @@ from cluster.hostfile import Host
 from cluster.job import JobSpec
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.places import remote_scheme
 from trainer.ranks import job_port
 
 _REPLY_S = 60.0
@@ -75,10 +76,10 @@ def _looks(spec: JobSpec, hosts: Sequence[str], *, look: Connect) -> dict[str, d
     seen = spec.run_dir / f".preflight-{secrets.token_hex(4)}"
     seen.parent.mkdir(parents=True, exist_ok=True)
     seen.touch()
-    shards = spec.config.data.shards
+    folders = [source.shards for source in spec.config.data.all_sources if source.shards is not None]
     same = [
         *([spec.recipe] if Path(spec.recipe).is_absolute() else []),
-        *([str(spec.workdir / shards / "manifest.json")] if shards and "://" not in shards else []),
+        *(str(spec.workdir / folder / "manifest.json") for folder in folders if remote_scheme(folder) is None),
     ]
     order = {"same": same, "seen": str(seen), "disk": str(spec.run_dir)}
     news: queue.Queue[News] = queue.Queue()

@@ -36,8 +36,8 @@ class Container(StrictModel):
 class Profile(StrictModel):
     """A site's settings. device: whether a process gets a GPU. python: the interpreter on the hosts.
 
-    scratch: a folder on each host's own disk to which ready shards are copied first. grace_s: how long before the
-    time limit the job is told to save.
+    scratch: a folder on each host's own disk to which ready shards are copied first, or where those on the network
+    are cached. grace_s: how long before the time limit the job is told to save.
     """
 
     device: Literal["gpu", "cpu"] = "gpu"

@@ -120,8 +120,7 @@ def _srun(spec: JobSpec, options: SlurmOptions) -> str:
         mounts = ",".join((f"{spec.workdir}:{spec.workdir}", *container.mounts))
         parts += [f"--container-image={container.image}", f"--container-mounts={mounts}"]
         parts += [f"--container-workdir={spec.workdir}"]
-    staged = ["--set", f"data.shards={scratch_folder(spec)}"] if profile.scratch else []
-    command = [*in_apptainer(spec), spec.python, "-u", "-m", *spec.trainer_arguments, *staged]
+    command = [*in_apptainer(spec), spec.python, "-u", "-m", *spec.trainer_arguments, *scratch_settings(spec)]
     output = f'--output={shlex.quote(_as_pattern(logs_dir(spec.run_dir)))}/"$SLURM_JOB_ID"/rank-%t.log'
     return f"{shlex.join(parts)} {output} \\\n  {shlex.join(command)}"
 
@@ -139,29 +138,39 @@ def _on_first_node(spec: JobSpec, command: str, options: SlurmOptions) -> str:
             "project; leave --restarts and --preflight out, or use a profile without container"
         )
     profile = ["--profile", spec.profile_source] if spec.profile_source else []
-    staged = ["--set", f"data.shards={scratch_folder(spec)}"] if spec.profile.scratch else []
     settings = [part for override in spec.overrides for part in ("--set", override)]
-    asked = ["--slurm", "--procs", str(options.gpus_per_node), *profile, *settings, *staged]
+    asked = ["--slurm", "--procs", str(options.gpus_per_node), *profile, *settings, *scratch_settings(spec)]
     return shlex.join([spec.python, "-u", "-m", "cluster", command, spec.recipe, *asked])
 
 
-def scratch_folder(spec: JobSpec) -> str:
-    """Where the profile's scratch holds this recipe's shards; UserError where the recipe names none."""
-    shards = spec.config.data.shards
-    if shards is None:
+def scratch_settings(spec: JobSpec) -> list[str]:
+    """The settings that make the trainer read from the nodes' scratch; UserError where it could not.
+
+    Shards on the network come through the trainer's own cache; a folder of shards is copied first.
+    """
+    scratch, data = spec.profile.scratch, spec.config.data
+    if scratch is None:
+        return []
+    if data.has_remote_shards:
+        return ["--set", f"data.cache.folder={scratch}/{spec.config.name}"]
+    if data.shards is None:
         raise UserError(
-            f"the profile's scratch={spec.profile.scratch} takes copies of ready shards, and the recipe has data.text; "
-            "build once (python -m data_pipeline build) and set data.shards, or use a profile without scratch"
+            f"the profile's scratch={scratch} takes ready shards, on the network or in data.shards; build once "
+            "(python -m data_pipeline build) and name them, or use a profile without scratch"
         )
-    source = str(spec.workdir / shards)
-    return f"{spec.profile.scratch}/shards-{fingerprint(source)[:12]}"
+    return ["--set", f"data.shards={_scratch_copy(spec, data.shards)}"]
+
+
+def _scratch_copy(spec: JobSpec, shards: str) -> str:
+    return f"{spec.profile.scratch}/shards-{fingerprint(str(spec.workdir / shards))[:12]}"
 
 
 def _staging(spec: JobSpec, options: SlurmOptions) -> list[str]:
-    """Copy shards to every node's scratch, only what is newer."""
-    if spec.profile.scratch is None:
+    """Copy a folder of shards to every node's scratch, only what is newer."""
+    shards = spec.config.data.shards
+    if spec.profile.scratch is None or shards is None or spec.config.data.has_remote_shards:
         return []
-    target, source = shlex.quote(scratch_folder(spec)), shlex.quote(f"{spec.workdir / str(spec.config.data.shards)}/.")
+    target, source = shlex.quote(_scratch_copy(spec, shards)), shlex.quote(f"{spec.workdir / shards}/.")
     once_a_node = f"srun --nodes={options.nodes} --ntasks={options.nodes} --ntasks-per-node=1"
     return [f"{once_a_node} mkdir -p {target} || exit 2", f"{once_a_node} cp -Ru {source} {target} || exit 2"]
 

@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import Store
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import FileRecord, write_partition
 from trainer.errors import UserError
+from trainer.events import append_event
 from trainer.fragments import EngineState
 from trainer.runtime import Runtime
 
@@ -86,6 +87,7 @@ class CheckpointWriter:
         def publish(records: list[FileRecord]) -> None:
             whole_state = {**state, "step": step, "engine": engine_state.shared}
             checkpoints.publish(step, records, state=whole_state, keep_last=keep_last, best_step=best_step)
+            append_event(checkpoints.folder.parent, "save", step=step)
 
         def write_own_part() -> list[FileRecord]:
             folder = checkpoints.temporary(step)

@@ -16,7 +16,6 @@ from trainer.checkpoint_files import CheckpointReader
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
 from trainer.errors import UserError
-from trainer.events import append_event
 from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
@@ -279,8 +278,6 @@ class Trainer:
             keep_last=run.config.checkpoint.keep_last,
             best_step=run.state.best_step,
         )
-        if run.runtime.is_main:
-            append_event(run.config.run_dir, "save", step=run.state.step)
         self._saved_at_s = time.monotonic()
         stall = {"time/checkpoint_stall_s": self._saved_at_s - began_s}
         self._metrics.write(stall, step=run.state.step, applied_steps=run.state.applied_steps)

@@ -12,6 +12,7 @@ from cluster.__main__ import main
 from cluster.check import run_check
 from cluster.job import describe_job
 from cluster.profile import PROFILES_DIR, load_profile
+from trainer.recipe import load_recipe
 
 RECIPE = """\
 name: small
@@ -168,6 +169,17 @@ sbatch --parsable --chdir {folder} --output {folder}/runs/small/logs/batch-%j.lo
     )
 
 
+def test_shards_on_the_network_are_cached_on_scratch_and_not_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("site.yaml").write_text("scratch: /scratch\n")
+    text = dry_run(capsys, *SLURM, "--profile", "site.yaml", "--set", "data.shards=s3://bucket/shards")
+    assert text.count(" --set data.cache.folder=/scratch/small") == 2
+    settings = ["data.shards=s3://bucket/shards", "data.cache.folder=/scratch/small"]
+    cache = load_recipe("recipe.yaml", overrides=settings).data.cache
+    assert cache is not None
+    assert cache.folder == "/scratch/small"
+    assert "cp -Ru" not in text
+
+
 def test_continuations_are_an_array_one_at_a_time_that_ends_with_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = dry_run(capsys, *SLURM, "--continuations", "5", "--partition", "p1")
     assert "#SBATCH --array=1-5%1\n" in text
@@ -250,6 +262,10 @@ def test_a_wrong_hostfile_is_refused(text: str, message: str, capsys: pytest.Cap
         ((*DEEPSPEED, "--hostfile", "none"), "--hostfile none: no such file"),
         (("local", "recipe.yaml", "--procs", "0"), "--procs 0 must be at least 1"),
         (("local", "recipe.yaml", "--procs", "3"), "3 processes do not fit the recipe"),
+        (
+            ("local", "recipe.yaml", "--procs", "3", "--set", "parallel.num_stages=2"),
+            "3 processes do not fit the recipe: num_stages=2 does not divide world_size=3",
+        ),
         (("local", "nothing.yaml", "--procs", "2"), "nothing.yaml: no such file"),
         (("local", "recipe.yaml", "--procs", "2", "--set", "seeds=1"), "seeds is not a known key; did you mean seed?"),
         (("local", "recipe.yaml", "--procs", "2", "--profile", "cpus"), "did you mean cpu?"),
@@ -270,7 +286,7 @@ def test_a_wrong_hostfile_is_refused(text: str, message: str, capsys: pytest.Cap
         ((*SLURM, "--set", "runs_dir=a\\b"), "holds a backslash, which SLURM reads"),
         (
             ("slurm", "bert_base", *SLURM[2:], "--profile", "aws_parallelcluster"),
-            "the profile's scratch=/scratch takes copies of ready shards, and the recipe has data.text",
+            "the profile's scratch=/scratch takes ready shards, on the network or in data.shards",
         ),
         (SLURM, "sbatch is not on the PATH, so there is no SLURM here"),
         (("status", "runs/none"), "runs/none has no job that `python -m cluster slurm` submitted"),

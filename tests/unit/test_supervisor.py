@@ -187,6 +187,11 @@ def test_the_largest_number_of_ranks_that_the_recipe_allows_is_taken() -> None:
     spec = spec_of(slots=4)
     assert largest_layout(spec, [Host("a", 2), Host("b", 3)]) == (Host("a", 2), Host("b", 2))
     assert largest_layout(spec, [Host("a", 7)]) == (Host("a", 6),)
+    two_stages = describe_job(
+        "recipe.yaml", overrides=["parallel.num_stages=2"], profile=None, processes=[2], workdir=Path.cwd()
+    )
+    assert largest_layout(two_stages, [Host("a", 2), Host("b", 3)]) == (Host("a", 2), Host("b", 2))
+    assert largest_layout(two_stages, [Host("a", 3)]) == (Host("a", 2),)
     with pytest.raises(UserError, match=r"0 host\(s\) answer"):
         largest_layout(spec, [])
 
