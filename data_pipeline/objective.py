@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipeline.augmentation import Augmentation
 from data_pipeline.corpus import Corpus, Source
+from data_pipeline.damage import SkippedBlocks
 from data_pipeline.manifest import WORDS_FIELD
 from data_pipeline.mask_rate import MaskRate
 from data_pipeline.masking import TokenMasker
@@ -66,12 +67,12 @@ def row_content_for(config: Config, corpus: Corpus, source: Source, *, training:
     vocabulary = _vocabulary(corpus)
     rule = None if objective.pairs == "none" else PairRule(objective.pairs, objective.negatives)
     if rule is not None:
-        _check_pairs(rule, source, vocabulary=vocabulary)
+        _check_pairs(rule, source, vocabulary=vocabulary, skipped=corpus.skipped)
     disturbed = None if augmentation is None else Augmentation(**augmentation.model_dump())
     return RowContent(vocabulary=vocabulary, pairs=rule, augmentation=disturbed, words=words)
 
 
-def _check_pairs(rule: PairRule, source: Source, *, vocabulary: Vocabulary) -> None:
+def _check_pairs(rule: PairRule, source: Source, *, vocabulary: Vocabulary, skipped: SkippedBlocks | None) -> None:
     """UserError where no document has a neighbour to draw from, or none of the first block two sentences."""
     split = source.manifest.splits["train"]
     if rule.kind == "nsp" and split.documents == split.blocks:
@@ -80,7 +81,9 @@ def _check_pairs(rule: PairRule, source: Source, *, vocabulary: Vocabulary) -> N
             f"blocks of {source.folder} holds one document; build with larger blocks or shorter documents, or use "
             "pairs: sop"
         )
-    block = BlockStore(source.folder, manifest=source.manifest, split="train").read_block(0)
+    block = BlockStore(source.folder, manifest=source.manifest, split="train", skipped=skipped).read_or_skip(0)
+    if block is None:
+        return
     ends = vocabulary.sentence_end.take(block.tokens)
     # A sentence that ends a document divides nothing.
     ends[np.cumsum(block.lengths, dtype=np.int64) - 1] = False

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from test_step import config_of, engine_of
 from data_pipeline.batch import Batch
 from data_pipeline.build import build_shards
 from data_pipeline.corpus import open_corpus, open_folder
+from data_pipeline.damage import BlockDamage, SkippedBlocks
 from data_pipeline.from_recipe import loader_for
 from data_pipeline.manifest import load_manifest
 from data_pipeline.objective import masker_for, row_content_for
@@ -190,6 +193,22 @@ def build(folder: Path, documents: list[str], *, tokenizer: Path | None = None, 
 
 def resolved(recipe: Path, *overrides: str) -> Config:
     return load_recipe(str(recipe), overrides=overrides)
+
+
+def test_a_damaged_first_block_says_nothing_of_pairs_where_blocks_are_left_out(
+    tiny_recipe: Path, sentence_shards: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sentence_shards, tmp_path / "shards")
+    tar = folder / "train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    with np.load(folder / "train-000000.index.npz") as index:
+        content[int(index["tokens_offset"][0]) + 150] ^= 4
+    tar.write_bytes(content)
+    config, corpus = resolved(tiny_recipe, "objective.pairs=sop"), open_folder(folder)
+    with pytest.raises(BlockDamage, match=r"the crc32 of 000000\.tokens\.npy"):
+        row_content_for(config, corpus, corpus.sources[0], training=True)
+    skipping = replace(corpus, skipped=SkippedBlocks())
+    assert row_content_for(config, skipping, skipping.sources[0], training=True).pairs is not None
 
 
 def test_next_sentences_need_several_documents_a_block_and_sentence_order_does_not(

@@ -42,7 +42,7 @@ def test_two_ranks_train_over_http_and_count_the_rows_of_damaged_blocks(
     assert sum(lost) > 0
     with serving(damaged) as server:
         server.only, server.faults = ".tar", [status(503)] * 3
-        settings = ["--set", f"data.shards={server.url}", "--set", "evaluation=null"]
+        settings = ["--set", f"data.shards={server.url}"]
         cache = ["--set", f"data.cache.folder={tmp_path}/cache", "--set", "data.cache.max_gib=0.5"]
         # Micro-batches of one row: some have nothing to learn from.
         skip = ["--set", "data.on_damage=skip", "--set", "train.micro_batch_size=1"]
@@ -50,12 +50,19 @@ def test_two_ranks_train_over_http_and_count_the_rows_of_damaged_blocks(
         assert [one.code for one in done] == [0, 0], done
         assert server.faults == []
         records = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+        records = [record for record in records if "train/loss" in record]
         assert [record["data/skipped_rows"] for record in records] == lost
         assert records[-1]["data/skipped_blocks"] == len(set(DAMAGED) & set(blocks.tolist()))
         out = done[0].out + done[1].out
         for block in set(DAMAGED) & set(blocks.tolist()):
             assert out.count(f"skipping block {block} of train") == 1
         assert sorted(path.name[:6] for path in (tmp_path / "cache").iterdir()) == ["blocks", "shards"]
+        asked = server.asked(".tar")
+        evaluated = commands.run("evaluate", tmp_path / "runs/tiny", cwd=tmp_path)
+        assert (evaluated.code, evaluated.err) == (0, ""), evaluated
+        checked = commands.run("check", tiny_recipe, *settings, *cache, cwd=tmp_path)
+        assert (checked.code, checked.err) == (0, ""), checked
+        assert server.asked(".tar") == asked
         stopped = commands.mistake("pretrain", tiny_recipe, *settings, "--set", "name=other", cwd=tmp_path)
         assert f"{server.url}/train-00000" in stopped
         assert ": the crc32 of " in stopped
