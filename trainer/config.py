@@ -175,11 +175,6 @@ class Config(StrictModel):
                 f"parallel.num_stages={self.parallel.num_stages} leaves a stage empty: model.num_layers="
                 f"{self.model.num_layers}, the embeddings and the head fill {units} at most"
             )
-        if self.parallel.num_stages > 1 and self.objective.pairs != "none":
-            raise ValueError(
-                f"parallel.num_stages={self.parallel.num_stages} does not go with objective.pairs="
-                f"{self.objective.pairs}: a pipeline's last stage has no pair head; use one stage, or pairs: none"
-            )
         check_length(self.schedule, total_steps=self.train.steps)
         return self
 

@@ -40,7 +40,8 @@ class PipelineStep(EngineStep):
         self._is_last = self._topology.stage_id == self._topology.num_stages - 1
         self._factors = torch.zeros_like(self._weights)
         self._outputs: list[dict[str, LossTerm]] = []
-        self._travelling: tuple[int, ...] = ()
+        self._input_names = (*STAGE_INPUTS, *model.label_inputs)
+        self._travelling: list[tuple[str, tuple[int, ...]]] = []
         # Both constructors print what they were given.
         with contextlib.redirect_stdout(io.StringIO()):
             module = EncoderPipeline(model, bounds=bounds, loss=self._loss)
@@ -102,16 +103,16 @@ class PipelineStep(EngineStep):
     def _inputs(self, batch: StepBatch) -> tuple[tuple[Tensor, ...], tuple[()]]:
         """What the engine loads: the first stage takes the inputs; labels travel with them, so the last loads none."""
         arrays = batch.model_inputs()
-        if set(arrays) != set(STAGE_INPUTS):
-            raise ValueError(f"the stages take {sorted(STAGE_INPUTS)}, the batch has {sorted(arrays)}")
-        return tuple(torch.from_numpy(arrays[name]) for name in STAGE_INPUTS), ()
+        if not {*self._input_names} - {"token_type_ids"} <= {*arrays} <= {*self._input_names}:
+            raise ValueError(f"the stages take {sorted(self._input_names)}, the batch has {sorted(arrays)}")
+        return tuple(torch.from_numpy(arrays[name]) for name in self._input_names if name in arrays), ()
 
     def _expect_shape(self, batch: StepBatch) -> None:
         """Stages tell each other the shape of what travels once; a batch of another shape makes them do so again."""
-        shape = batch.model_inputs()["input_ids"].shape
-        if shape != self._travelling:
+        shapes = [(name, array.shape) for name, array in batch.model_inputs().items()]
+        if shapes != self._travelling:
             self._engine.reset_activation_shape()
-            self._travelling = shape
+            self._travelling = shapes
 
     def _is_copy(self, name: str) -> bool:
         return is_copy(self._parameters[name])

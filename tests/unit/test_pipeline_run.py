@@ -102,6 +102,14 @@ def test_bf16_stages_give_the_bf16_curve(runs: Runs) -> None:
     assert_alike(found, expected, within=5e-4)
 
 
+def test_pairs_are_trained_in_stages_too(runs: Runs) -> None:
+    pairs = (*QUIET, "objective.pairs=sop", "objective.pair_weight=0.5")
+    expected = runs.new("pairs", *pairs)
+    found = runs.new("pairs-staged", *pairs, *STAGES, ranks=2)
+    for key in ("train/loss_mlm", "train/loss_pairs", "validation/loss_pairs"):
+        assert_alike(found, expected, key=key)
+
+
 def test_a_checkpoint_of_stages_goes_on_in_one_process(runs: Runs, plain: Path, staged: Path) -> None:
     found = runs.go_on(runs.cut(staged, "staged-plain"), *QUIET, "engine.ds_config=zero0")
     assert_alike(found, plain)

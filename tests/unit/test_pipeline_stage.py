@@ -10,7 +10,7 @@ from trainer.config import ModelConfig
 from trainer.model.bert import BertForMaskedLanguageModel
 from trainer.model.create import create_model
 from trainer.model.loss_term import LossTerm
-from trainer.model.pipeline_stage import Stage
+from trainer.model.pipeline_stage import STAGE_INPUTS, Stage
 
 CUTS = [[0, 2, 5], [0, 1, 3, 5], [0, 1, 2, 3, 4, 5], [0, 4, 5]]
 
@@ -58,6 +58,34 @@ def test_stages_give_the_plain_models_loss_and_gradients(bounds: list[int], sett
     found = through(stages_of(cut, bounds), batch())
     found.loss.backward()
     assert (found.loss.item(), int(found.predictions)) == (expected.loss.item(), 3)
+    reference, made = gradients(plain), gradients(cut)
+    assert made.keys() == reference.keys() == {name for name, _ in plain.named_parameters()}
+    assert all(torch.allclose(made[name], reference[name], rtol=1e-6, atol=1e-8) for name in reference)
+
+
+def all_terms(stages: list[Stage], inputs: dict[str, Tensor]) -> dict[str, LossTerm]:
+    carried: tuple[Tensor, ...] | dict[str, LossTerm] = tuple(inputs.values())
+    for stage in stages:
+        carried = stage(carried)
+    assert isinstance(carried, dict)
+    return carried
+
+
+@pytest.mark.parametrize("bounds", CUTS)
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_pairs_travel_with_the_rest_to_a_head_in_the_last_stage(bounds: list[int], candidates: int) -> None:
+    pair_labels = torch.full((2, 8), -100)
+    pair_labels[0, 0], pair_labels[0, 3], pair_labels[1, 0] = 1, 0, 1
+    types = torch.tensor([[0, 0, 1, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 0, 0]])
+    shape = model().config
+    plain, cut = (create_model(shape, seed=3, candidates=candidates) for _ in range(2))
+    given = {**batch(), "token_type_ids": types, "pair_labels": pair_labels}
+    ordered = {name: given[name] for name in (*STAGE_INPUTS, *plain.label_inputs)}
+    expected, found = plain(**ordered), all_terms(stages_of(cut, bounds), ordered)
+    for terms in (expected, found):
+        (terms["mlm"].loss + 2 * terms["pairs"].loss).backward()
+    assert list(found) == list(expected) == ["mlm", "pairs"]
+    assert all(found[name].loss.item() == expected[name].loss.item() for name in expected)
     reference, made = gradients(plain), gradients(cut)
     assert made.keys() == reference.keys() == {name for name, _ in plain.named_parameters()}
     assert all(torch.allclose(made[name], reference[name], rtol=1e-6, atol=1e-8) for name in reference)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
@@ -25,6 +28,8 @@ class BertForMaskedLanguageModel(nn.Module):
 
     `label_smoothing` and `z_loss` are part of the loss in training and of none in evaluation.
     """
+
+    label_inputs: ClassVar[tuple[str, ...]] = ("labels",)
 
     def __init__(self, config: ModelConfig, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         super().__init__()
@@ -50,7 +55,7 @@ class BertForMaskedLanguageModel(nn.Module):
         the device. Correct tokens are counted outside training, or as `count_correct` says.
         """
         layout = TokenLayout.from_document_ids(document_ids)
-        rows, targets = predicted_rows(layout.to(labels.device), labels)
+        rows, targets = self.predictions(layout, labels)
         hidden = self.encoder(
             input_ids,
             position_ids=position_ids,
@@ -59,7 +64,19 @@ class BertForMaskedLanguageModel(nn.Module):
             layout=layout,
             rows=rows.to(input_ids.device, non_blocking=True),
         )
-        return {MASKED_LANGUAGE_MODEL: self.masked_term(hidden, targets, count_correct=count_correct)}
+        return self.terms(hidden, targets, count_correct=count_correct)
+
+    def predictions(self, layout: TokenLayout, *labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Flat positions [R] int64 that the heads read, and each head's targets, in the order of the positions.
+
+        `labels` are the inputs that `label_inputs` names, [B, S] each. No weight takes part.
+        """
+        rows, targets = predicted_rows(layout.to(labels[0].device), labels[0])
+        return rows, [targets]
+
+    def terms(self, hidden: Tensor, targets: Sequence[Tensor], *, count_correct: bool | None) -> dict[str, LossTerm]:
+        """Every head's loss term of the encoder's output [R, hidden] at the positions of `predictions`."""
+        return {MASKED_LANGUAGE_MODEL: self.masked_term(hidden, targets[0], count_correct=count_correct)}
 
     def masked_term(self, hidden: Tensor, targets: Tensor, *, count_correct: bool | None) -> LossTerm:
         """The term `mlm` of hidden states [N, hidden] at positions whose labels are `targets`, [N]."""

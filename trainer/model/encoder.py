@@ -131,7 +131,8 @@ def run_layer(
 ) -> Tensor:
     """One encoder layer; with `recompute` only its input is kept, and the backward pass computes it again.
 
-    The reentrant form, because ZeRO-3 gathers weights by hooks that the other form does not pass through alike.
+    The reentrant form: it runs a layer to its end both times, as ZeRO-3's hooks, which gather its weights and let them
+    go again, expect.
     """
     if not recompute or not torch.is_grad_enabled():
         output: Tensor = layer(hidden, groups, rows)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.model.bert import IGNORED_LABEL, BertForMaskedLanguageModel, predicted_rows
+from trainer.model.bert import IGNORED_LABEL, BertForMaskedLanguageModel
 from trainer.model.heads import PairHead, Pooler
 from trainer.model.layout import TokenLayout
-from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, SENTENCE_PAIRS, LossTerm, classification_term
+from trainer.model.loss_term import SENTENCE_PAIRS, LossTerm, classification_term
 
 
 class BertForPreTraining(BertForMaskedLanguageModel):
@@ -18,6 +21,8 @@ class BertForPreTraining(BertForMaskedLanguageModel):
     With one, each pair is classified by itself: does B belong here? With several the true pair is found among them
     by a softmax over their log odds of "it does", so that the head means the same in both.
     """
+
+    label_inputs: ClassVar[tuple[str, ...]] = ("labels", "pair_labels")
 
     def __init__(
         self, config: ModelConfig, *, candidates: int, label_smoothing: float = 0.0, z_loss: float = 0.0
@@ -43,20 +48,27 @@ class BertForPreTraining(BertForMaskedLanguageModel):
         `pair_labels`, [B, S], holds at a sequence's first token 0 (B belongs here) or 1, IGNORED_LABEL elsewhere.
         """
         layout = TokenLayout.from_document_ids(document_ids)
-        rows, targets = predicted_rows(layout.to(labels.device), labels)
-        pair_targets, first = _labelled_sequences(layout, pair_labels)
+        rows, targets = self.predictions(layout, labels, pair_labels)
         hidden = self.encoder(
             input_ids,
             position_ids=position_ids,
             document_ids=document_ids,
             token_type_ids=token_type_ids,
             layout=layout,
-            rows=torch.cat([rows, first]).to(input_ids.device, non_blocking=True),
+            rows=rows.to(input_ids.device, non_blocking=True),
         )
-        masked, first_tokens = hidden.split([len(rows), len(first)])
+        return self.terms(hidden, targets, count_correct=count_correct)
+
+    def predictions(self, layout: TokenLayout, *labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        rows, targets = super().predictions(layout, labels[0])
+        pair_targets, first = _labelled_sequences(layout, labels[1])
+        return torch.cat([rows, first]), [*targets, pair_targets]
+
+    def terms(self, hidden: Tensor, targets: Sequence[Tensor], *, count_correct: bool | None) -> dict[str, LossTerm]:
+        masked, first_tokens = hidden.split([len(of_head) for of_head in targets])
         return {
-            MASKED_LANGUAGE_MODEL: self.masked_term(masked, targets, count_correct=count_correct),
-            SENTENCE_PAIRS: self.pair_term(first_tokens, pair_targets, count_correct=count_correct),
+            **super().terms(masked, targets[:1], count_correct=count_correct),
+            SENTENCE_PAIRS: self.pair_term(first_tokens, targets[1], count_correct=count_correct),
         }
 
     def pair_term(self, first_tokens: Tensor, targets: Tensor, *, count_correct: bool | None) -> LossTerm:
