@@ -65,7 +65,7 @@ class BertForPreTraining(BertForMaskedLanguageModel):
         return torch.cat([rows, first]), [*targets, pair_targets]
 
     def terms(self, hidden: Tensor, targets: Sequence[Tensor], *, count_correct: bool | None) -> dict[str, LossTerm]:
-        masked, first_tokens = hidden.split([len(of_head) for of_head in targets])
+        masked, first_tokens = torch.split(hidden, [len(of_head) for of_head in targets])
         return {
             **super().terms(masked, targets[:1], count_correct=count_correct),
             SENTENCE_PAIRS: self.pair_term(first_tokens, targets[1], count_correct=count_correct),
