@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
-from trainer.config import Config
+from trainer.config import Config, RunConfig
 from trainer.errors import UserError
 
 Resume = Literal["auto", "never"]
@@ -58,7 +58,7 @@ def check_fits(config: Config, source: CheckpointReader) -> None:
         )
 
 
-def describe_changes(config: Config, source: CheckpointReader, *, world_size: int) -> str | None:
+def describe_changes(config: RunConfig, source: CheckpointReader, *, world_size: int) -> str | None:
     """One line of what differs from the run that saved the checkpoint and takes effect now; None if nothing does."""
     saved, now = source.state["config"], config.model_dump()
     told = [change for change in changes(saved, now) if change.split(" ")[0] not in _NOT_TOLD]

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from trainer.commands.arguments import Commands, add_recipe
-from trainer.recipe import dump_config, load_recipe
+from trainer.errors import UserError
+from trainer.finetune_config import FineTuneConfig
+from trainer.recipe import dump_config, load_any_recipe
 
 
 def add_parser(commands: Commands) -> None:
@@ -22,7 +24,9 @@ def add_parser(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = load_recipe(options.recipe, overrides=options.overrides)
+    config = load_any_recipe(options.recipe, overrides=options.overrides)
+    if options.plot is not None and isinstance(config, FineTuneConfig):
+        raise UserError(f"--plot draws the rate of a pretraining recipe, and {options.recipe} is one for fine-tuning")
     from trainer.show_config import deepspeed_plan_for
 
     plan = deepspeed_plan_for(config, world_size=options.world_size)
