@@ -124,7 +124,7 @@ _WHOLE_TENSOR_OPTIMIZERS = {
 }
 
 
-def _check_whole_tensors(config: Config, *, path: Path, precision: Precision, zero_stage: int) -> None:
+def _check_whole_tensors(config: RunConfig, *, path: Path, precision: Precision, zero_stage: int) -> None:
     name = config.optimizer.name
     if name in _WHOLE_TENSOR_OPTIMIZERS and zero_stage > 0:
         half = "" if precision == "fp32" else f" ({precision} at stage 0 runs as stage 1)"

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config import ModelConfig, PositiveInt, RunConfig, StrictModel
+from trainer.config import ModelConfig, RunConfig, TokenizerConfig
+from trainer.strict_model import PositiveInt, StrictModel
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -15,25 +16,24 @@ class StartConfig(StrictModel):
     """Where encoder and vocabulary come from: `path`, or new weights of the shape `model`.
 
     path: a run folder, an imported folder, a Hugging Face folder, each also inside a package as `package:NAME/...`.
-    vocab_size: size of the WordPiece vocabulary that is learnt from the training texts for new weights.
+    tokenizer: how new weights get theirs, which is trained on the training texts.
     dropout: replaces both rates of the encoder.
     """
 
     path: str | None = None
     checkpoint: str = "auto"
     model: ModelConfig | None = None
-    vocab_size: PositiveInt | None = None
-    lowercase: bool = True
+    tokenizer: TokenizerConfig | None = None
     dropout: Dropout | None = None
 
     @model_validator(mode="after")
     def _one_start(self) -> StartConfig:
         if (self.path is None) == (self.model is None):
             raise ValueError("set exactly one of start.path (trained weights) and start.model (the shape of new ones)")
-        if (self.model is None) != (self.vocab_size is None):
-            raise ValueError("start.vocab_size goes with start.model: a model that has weights has its vocabulary")
+        if self.model is None and self.tokenizer is not None:
+            raise ValueError("start.tokenizer goes with start.model: a model that has weights has its tokenizer")
         if self.model is not None and self.model.vocab_size is not None:
-            raise ValueError("start.model.vocab_size is decided by start.vocab_size and the texts; leave it out")
+            raise ValueError("start.model.vocab_size is decided by start.tokenizer; leave it out")
         return self
 
 
@@ -45,7 +45,7 @@ class ClassificationConfig(StrictModel):
     class_weights: of each label's loss; `balanced` is inverse to the label's frequency. Scaled to a mean of 1.
     """
 
-    kind: Literal["classification"]
+    name: Literal["classification"] = "classification"
     text: str = "text"
     pair: str | None = None
     label: str = "label"
@@ -82,7 +82,7 @@ class TaggingConfig(StrictModel):
     unit: how a plain line is cut for `predict`: at blanks, or into characters.
     """
 
-    kind: Literal["tagging"]
+    name: Literal["tagging"] = "tagging"
     words: int | str = 0
     tags: int | str = -1
     scheme: Literal["bio", "bioes", "plain"] = "bio"
@@ -97,14 +97,14 @@ class SegmentationConfig(StrictModel):
     A line of a .txt file is a sentence, its words between blanks; `text` is the column that holds such in a table.
     """
 
-    kind: Literal["segmentation"]
+    name: Literal["segmentation"] = "segmentation"
     text: str = "text"
     head: TagHeadConfig = TagHeadConfig()
 
 
 TaskConfig = Annotated[
     ClassificationConfig | TaggingConfig | SegmentationConfig,
-    Field(discriminator="kind"),
+    Field(discriminator="name"),
 ]
 
 
@@ -130,6 +130,7 @@ class TaskTrainConfig(StrictModel):
 
     layer_decay: a layer's rate is that of the layer above times this (Howard and Ruder 2018, section 3.2).
     frozen_layers: the embeddings and so many lowest layers keep their weights; 0 freezes the embeddings alone.
+    stall_minutes: as in pretraining.
     """
 
     epochs: Annotated[float, Field(gt=0.0)] | None = None
@@ -139,6 +140,7 @@ class TaskTrainConfig(StrictModel):
     log_every_steps: PositiveInt = 10
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     frozen_layers: Annotated[int, Field(ge=0)] | None = None
+    stall_minutes: Annotated[float, Field(gt=0.0)] | None = 30.0
 
     @model_validator(mode="after")
     def _one_length(self) -> TaskTrainConfig:

@@ -28,13 +28,24 @@ def find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Cal
     return checkpoints.newest_whole(report=report)
 
 
-def check_fits(config: Config, source: CheckpointReader) -> None:
-    """Raise UserError where no run can go on from the checkpoint, or not one of this recipe."""
+def check_optimizer(config: RunConfig, source: CheckpointReader) -> None:
+    """Raise UserError where a checkpoint lacks the state of the recipe's optimiser."""
     if source.state["config"].get("checkpoint", {}).get("weights_only"):
         raise UserError(
             f"{source.folder} holds weights only (checkpoint.weights_only=true), so no run can go on from it; evaluate "
             "or export it, or start a new run under another name"
         )
+    saved_optimizer = source.state["config"]["optimizer"]["name"]
+    if saved_optimizer != config.optimizer.name:
+        raise UserError(
+            f"{source.folder} holds the state of optimizer.name={saved_optimizer}, the recipe names "
+            f"{config.optimizer.name}; restore the recipe, or start a new run under another name"
+        )
+
+
+def check_fits(config: Config, source: CheckpointReader) -> None:
+    """Raise UserError where no run can go on from the checkpoint, or not one of this recipe."""
+    check_optimizer(config, source)
     model = [
         change
         for change in changes(source.state["config"]["model"], config.model.model_dump())
@@ -44,12 +55,6 @@ def check_fits(config: Config, source: CheckpointReader) -> None:
         raise UserError(
             f"{source.folder} was made with another model (model.{'; model.'.join(model)}); restore the recipe, or "
             "start a new run under another name"
-        )
-    saved_optimizer = source.state["config"]["optimizer"]["name"]
-    if saved_optimizer != config.optimizer.name:
-        raise UserError(
-            f"{source.folder} holds the state of optimizer.name={saved_optimizer}, the recipe names "
-            f"{config.optimizer.name}; restore the recipe, or start a new run under another name"
         )
     if source.state["step"] > config.train.steps:
         raise UserError(

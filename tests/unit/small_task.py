@@ -21,7 +21,8 @@ start:
     max_positions: 32
     hidden_dropout: 0.0
     attention_dropout: 0.0
-  vocab_size: 120
+  tokenizer:
+    vocab_size: {pieces}
 task:
 {task}
 data:
@@ -61,10 +62,10 @@ def write_sentiment(folder: Path) -> None:
         (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_recipe(folder: Path, *, task: str = "  kind: classification", suffix: str = "tsv") -> Path:
+def write_recipe(folder: Path, *, task: str = "  name: classification", suffix: str = "tsv", pieces: int = 40) -> Path:
     """A recipe over the files of `folder`."""
     path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(task=task, folder=folder, suffix=suffix), encoding="utf-8")
+    path.write_text(RECIPE.format(task=task, folder=folder, suffix=suffix, pieces=pieces), encoding="utf-8")
     return path
 
 

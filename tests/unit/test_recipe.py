@@ -152,7 +152,7 @@ def test_every_shipped_recipe_loads():
 FINE_TUNING = """\
 name: a
 start: {path: runs/b}
-task: {kind: tagging, head: {crf: true}}
+task: {name: tagging, head: {crf: true}}
 data: {train: a.conll, validation: b.conll}
 train: {epochs: 1, global_batch_size: 8, micro_batch_size: 8}
 """
@@ -166,9 +166,9 @@ train: {epochs: 1, global_batch_size: 8, micro_batch_size: 8}
         (
             "tagging",
             "taging",
-            "r.yaml:3: task.kind='taging' must be one of 'classification', 'tagging', 'segmentation'; ",
+            "r.yaml:3: task.name='taging' must be one of 'classification', 'tagging', 'segmentation'; ",
         ),
-        ("kind: tagging, ", "", "r.yaml:3: task.kind is missing and has no default"),
+        ("name: tagging, ", "", "r.yaml:3: task.name is missing and has no default"),
         ("epochs: 1", "epochs: 1, steps: 2", "r.yaml:5: train: set exactly one of train.epochs and train.steps"),
         (
             "path: runs/b",
@@ -183,8 +183,8 @@ train: {epochs: 1, global_batch_size: 8, micro_batch_size: 8}
             "r.yaml: data.max_length=128 is longer than start.model.max_positions=64",
         ),
         (
-            "kind: tagging, head: {crf: true}",
-            "kind: classification, output: number, class_weights: balanced",
+            "name: tagging, head: {crf: true}",
+            "name: classification, output: number, class_weights: balanced",
             "r.yaml:3: task.class_weights goes with output: label, and output is number; remove it",
         ),
     ],

@@ -36,7 +36,7 @@ def data(**settings: object) -> TaskDataConfig:
 
 
 def classification(**settings: object) -> Classification:
-    config = ClassificationConfig.model_validate({"kind": "classification", **settings})
+    config = ClassificationConfig.model_validate({"name": "classification", **settings})
     return Classification(config, data(), labels=("no", "yes"))
 
 
@@ -67,14 +67,14 @@ def test_of_a_pair_the_longer_text_is_cut_first(lengths: tuple[int, int], kept: 
 
 
 def test_a_long_text_is_refused_where_the_recipe_says_so() -> None:
-    config = ClassificationConfig(kind="classification")
+    config = ClassificationConfig(name="classification")
     task = Classification(config, data(overlong="refuse"), labels=("no", "yes"))
     with pytest.raises(UserError, match=r"x:7: 12 tokens, longer than data\.max_length=8; raise it, shorten the text"):
         task.examples([Record("x:7", ("abcdefghij",))], LetterTokenizer())
 
 
 def tagging(**settings: object) -> Tagging:
-    return Tagging(TaggingConfig(kind="tagging"), data(**settings), labels=("B-X", "I-X", "O"))
+    return Tagging(TaggingConfig(name="tagging"), data(**settings), labels=("B-X", "I-X", "O"))
 
 
 def test_a_word_is_predicted_from_its_first_piece() -> None:
@@ -191,7 +191,7 @@ def test_the_first_break_of_a_scheme_is_found(tags: str, scheme: str, word: int 
 
 
 def test_a_segmentations_score_counts_words_with_both_ends_right() -> None:
-    task = Segmentation(SegmentationConfig(kind="segmentation"), data())
+    task = Segmentation(SegmentationConfig(name="segmentation"), data())
     record = Record("x", tuple("abcde"), tuple("BESBE"))
     prediction = task.prediction(record, {"tags": np.array([0, 2, 3, 3, 3]), "scores": np.array([0.9, 0.5, 1, 1, 1])})
     assert prediction == {"words": ["ab", "c", "d", "e"], "score": 0.5}

@@ -35,7 +35,7 @@ def example(ids: list[int], *, rows: list[int], target: int | None = None) -> Ex
 
 
 def model_for(**settings: object) -> TaskModel:
-    config = ClassificationConfig.model_validate({"kind": "classification", **settings})
+    config = ClassificationConfig.model_validate({"name": "classification", **settings})
     model = Classification(config, DATA, labels=("a", "b", "c")).create_model(SHAPE)
     initialize_weights(model, std=0.5, seed=1)
     return model.eval()
@@ -68,7 +68,7 @@ def test_a_document_is_predicted_alike_alone_and_in_company(pooling: str) -> Non
 
 
 def head(output: str, *, class_weights: tuple[float, ...] = (1.0, 1.0)) -> ClassificationHead:
-    config = ClassificationConfig.model_validate({"kind": "classification", "output": output, "dropout": 0.0})
+    config = ClassificationConfig.model_validate({"name": "classification", "output": output, "dropout": 0.0})
     return ClassificationHead(config, SHAPE, class_weights=class_weights)
 
 
@@ -168,7 +168,7 @@ def test_no_gradient_flows_into_frozen_layers(layers: int) -> None:
 
 def tagging(**settings: object) -> Tagging:
     labels = ("B-LOC", "B-PER", "I-PER", "O")
-    return Tagging(TaggingConfig.model_validate({"kind": "tagging", **settings}), DATA, labels=labels)
+    return Tagging(TaggingConfig.model_validate({"name": "tagging", **settings}), DATA, labels=labels)
 
 
 def test_entities_are_told_with_text_type_and_least_score() -> None:
@@ -225,7 +225,7 @@ def test_classification_scores(
     output: str, targets: list[object], found: list[dict[str, object]], expected: dict[str, float]
 ) -> None:
     pytest.importorskip("sklearn")
-    config = ClassificationConfig.model_validate({"kind": "classification", "output": output})
+    config = ClassificationConfig.model_validate({"name": "classification", "output": output})
     task = Classification(config, DATA, labels=() if output == "number" else ("a", "b"))
     scores = task.metrics([Record("x", ("t",), target) for target in targets], found)
     assert scores == pytest.approx(expected)

@@ -22,11 +22,11 @@ def data(**settings: object) -> TaskDataConfig:
 
 
 def classification(**settings: object) -> ClassificationConfig:
-    return ClassificationConfig.model_validate({"kind": "classification", **settings})
+    return ClassificationConfig.model_validate({"name": "classification", **settings})
 
 
 def tagging(**settings: object) -> TaggingConfig:
-    return TaggingConfig.model_validate({"kind": "tagging", **settings})
+    return TaggingConfig.model_validate({"name": "tagging", **settings})
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -191,7 +191,7 @@ def test_sentences_may_be_lists_in_a_table(tmp_path: Path) -> None:
 
 def test_a_segmented_line_gives_characters_and_their_tags(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "迈向 充满 希望 的 新世纪\n")
-    reader = SegmentationReader(SegmentationConfig(kind="segmentation"), data())
+    reader = SegmentationReader(SegmentationConfig(name="segmentation"), data())
     assert reader.read(path, labelled=True) == [Record(f"{path}:1", tuple("迈向充满希望的新世纪"), tuple("BEBEBESBME"))]
     assert reader.from_line("迈 向\n", where="x:1") == Record("x:1", ("迈", "向"))
     with pytest.raises(UserError, match=r"b\.txt:2: the line is empty, and must hold a sentence"):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from small_corpus import small_tokenizer
 
+from data_pipeline.tokenizer import Tokenizer
 from trainer.errors import UserError
-from trainer.tasks.text_tokenizer import SentencePieceTexts, WordPieceTexts, learn_wordpiece, load_texts
+from trainer.tasks.text_tokenizer import SentencePieceTexts, WordPieceTexts, load_texts
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "中", "国", "un", "##able", "able", "Able", "é", "e", "，"]
 
@@ -53,17 +54,8 @@ def test_real_weights_come_with_their_own_cutting_and_padding_switched_off() -> 
     assert (len(short), len(long)) == (1, 600)
 
 
-def test_a_learnt_vocabulary_holds_every_chinese_character(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
-    characters = [chr(0x4E00 + number) for number in range(1200)]
-    learn_wordpiece(characters, vocab_size=1300, lowercase=True, folder=tmp_path)
-    texts = load_texts(tmp_path)
-    assert all(ids.tolist() != [texts.unk_id] for ids in texts.encode_words(characters))
-    assert texts.encode_words(["X"])[0].tolist() == [texts.unk_id]
-
-
 def test_a_run_of_ours_keeps_its_sentencepiece() -> None:
-    tokenizer = small_tokenizer()
+    tokenizer = Tokenizer.load(small_tokenizer())
     texts = load_texts(tokenizer.folder)
     assert isinstance(texts, SentencePieceTexts)
     words = [piece.removeprefix("▁") for piece in tokenizer.pieces()[5:60] if piece.startswith("▁") and len(piece) > 1]

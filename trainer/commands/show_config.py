@@ -25,8 +25,6 @@ def add_parser(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     config = load_any_recipe(options.recipe, overrides=options.overrides)
-    if options.plot is not None and isinstance(config, FineTuneConfig):
-        raise UserError(f"--plot draws the rate of a pretraining recipe, and {options.recipe} is one for fine-tuning")
     from trainer.show_config import deepspeed_plan_for
 
     plan = deepspeed_plan_for(config, world_size=options.world_size)
@@ -36,6 +34,8 @@ def _run(options: argparse.Namespace) -> int:
     for note in plan.notes:
         print(f"# {note}")
     if options.plot is not None:
+        if isinstance(config, FineTuneConfig):
+            raise UserError(f"--plot draws a pretraining recipe's rate, and {options.recipe} is one for fine-tuning")
         from trainer.schedule_plot import plot_schedule, sketch_schedule
 
         plot_schedule(config, out=options.plot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
 from trainer.tasks.classification import Classification, weights_of
@@ -23,6 +23,15 @@ def reader_for(config: FineTuneConfig) -> RecordReader:
     if isinstance(task, TaggingConfig):
         return TaggingReader(task, config.data)
     return SegmentationReader(task, config.data)
+
+
+def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]:
+    """The records' texts as a tokenizer learns from them: each text of a pair, each sentence whole."""
+    task = config.task
+    if isinstance(task, ClassificationConfig):
+        return (text for record in records for text in record.inputs)
+    blank = " " if isinstance(task, TaggingConfig) and task.unit == "word" else ""
+    return (blank.join(record.inputs) for record in records)
 
 
 def learn_task(config: FineTuneConfig, records: Sequence[Record]) -> Task:

@@ -13,7 +13,7 @@ _LAYERS = "encoder.layers."
 
 
 def task_parameter_groups(
-    model: TaskModel, *, weight_decay: float, layer_decay: float, frozen_layers: int | None
+    model: TaskModel, *, weight_decay: float, layer_decay: float, frozen_layers: int | None, muon: bool = False
 ) -> list[dict[str, Any]]:
     """`parameter_groups`, split by depth where layers differ: each group's `rate_scale` multiplies the rate.
 
@@ -23,7 +23,7 @@ def task_parameter_groups(
     depths = {id(parameter): depth_of(name, model=model) for name, parameter in model.named_parameters()}
     top = len(model.encoder.layers) + 1
     groups = []
-    for group in parameter_groups(model, weight_decay=weight_decay):
+    for group in parameter_groups(model, weight_decay=weight_decay, muon=muon):
         by_scale: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             depth = depths[id(parameter)]

@@ -77,7 +77,7 @@ class TagHead(TaskHead):
 
 def _by_sentence(flat: Tensor, row_counts: Tensor) -> Tensor:
     """[words, ...] -> [sentences, longest, ...], zero behind each sentence's end."""
-    return pad_sequence(torch.split(flat, row_counts.tolist()), batch_first=True)
+    return pad_sequence(list(torch.split(flat, row_counts.tolist())), batch_first=True)
 
 
 def _mask(row_counts: Tensor) -> Tensor:

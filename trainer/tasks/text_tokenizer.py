@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,6 @@ from trainer.errors import UserError
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE = "vocab.txt"
 SETTINGS_FILE = "tokenizer_config.json"
-_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _BARE_SPACE = "▁"
 
 
@@ -37,7 +36,7 @@ class TextTokenizer(Protocol):
 
 
 class SentencePieceTexts:
-    """The tokenizer of a run of ours."""
+    """The tokenizer of a run of ours, or of one that begins with new weights."""
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = Tokenizer.load(folder)
@@ -84,23 +83,6 @@ def load_texts(folder: Path) -> TextTokenizer:
     if any((folder / name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE)):
         return WordPieceTexts(folder)
     raise UserError(f"{folder} holds no tokenizer: none of {METADATA_FILE}, {TOKENIZER_FILE}, {VOCABULARY_FILE}")
-
-
-def learn_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool, folder: Path) -> None:
-    """Learn a WordPiece vocabulary in BERT's form, every Chinese character a piece; `tokenizer.json` in `folder`."""
-    tokenizers = _require_tokenizers()
-    learner = tokenizers.BertWordPieceTokenizer(lowercase=lowercase)
-    learner.train_from_iterator(
-        texts,
-        vocab_size=vocab_size,
-        min_frequency=1,
-        limit_alphabet=vocab_size,
-        special_tokens=_SPECIAL_TOKENS,
-        show_progress=False,
-    )
-    cls, sep = ((name, learner.token_to_id(name)) for name in ("[CLS]", "[SEP]"))
-    learner.post_processor = tokenizers.processors.BertProcessing(sep, cls)
-    learner.save(str(folder / TOKENIZER_FILE))
 
 
 def _load_wordpiece(folder: Path) -> Any:
