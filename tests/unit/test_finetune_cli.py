@@ -53,7 +53,7 @@ def test_two_processes_train_the_same_curve(commands: Commands, recipe: Path, fi
 
 def test_evaluate_gives_the_scores_of_a_run(commands: Commands, finetuned: Path, recipe: Path, tmp_path: Path) -> None:
     done = commands.run("evaluate", finetuned, "--json", cwd=tmp_path)
-    assert json.loads(done.out) == json.loads((finetuned / "scores.json").read_text())
+    assert json.loads(done.out)["parts"] == json.loads((finetuned / "scores.json").read_text())["parts"]
     other = recipe.parent / "dev.tsv"
     lines = commands.run("evaluate", finetuned, "--file", other, cwd=tmp_path).out.splitlines()
     assert lines[0].split() == ["checkpoint", json.loads(done.out)["checkpoint"]]

@@ -172,14 +172,14 @@ train: {epochs: 1, global_batch_size: 8, micro_batch_size: 8}
         ("epochs: 1", "epochs: 1, steps: 2", "r.yaml:5: train: set exactly one of train.epochs and train.steps"),
         (
             "path: runs/b",
-            "vocab_size: 9",
+            "tokenizer: {vocab_size: 9}",
             "r.yaml:2: start: set exactly one of start.path (trained weights) and start.",
         ),
-        ("path: runs/b", "path: a, vocab_size: 9", "r.yaml:2: start.vocab_size goes with start.model"),
+        ("path: runs/b", "path: a, tokenizer: {}", "r.yaml:2: start.tokenizer goes with start.model"),
         ("name: a", "name: a\nseeds: [1, 1]", "r.yaml: seeds names a seed twice"),
         (
             "path: runs/b",
-            "vocab_size: 9, model: {max_positions: 64}",
+            "model: {max_positions: 64}",
             "r.yaml: data.max_length=128 is longer than start.model.max_positions=64",
         ),
         (
