@@ -6,20 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainer.commands import check, evaluate, export, import_hf, parity, pretrain, show_config
+from trainer.commands import check, evaluate, export, finetune, import_hf, parity, predict, pretrain, show_config
 from trainer.errors import run_command
 
 _DESCRIPTION = """\
-Pretrain a BERT-class encoder from a recipe: a YAML file, or the name of one that comes along (demo, bert_base, ...).
+Pretrain a BERT-class encoder, or fine-tune one, from a recipe: a YAML file, or the name of one that comes along.
 
   python -m trainer show-config bert_base
   python -m trainer pretrain RECIPE                                     one process
+  python -m trainer finetune RECIPE                                     likewise from trained weights
   deepspeed --num_gpus 8 --module trainer pretrain RECIPE               several
   torchrun --nproc-per-node 8 -m trainer pretrain RECIPE                likewise
 
 A run writes runs/NAME: recipe, metrics, TensorBoard, checkpoints, export. Started again, it goes on where it was."""
 
-_COMMANDS = (check, pretrain, evaluate, export, import_hf, show_config, parity)
+_COMMANDS = (check, pretrain, finetune, evaluate, predict, export, import_hf, show_config, parity)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

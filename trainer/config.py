@@ -130,25 +130,35 @@ class StabilityConfig(StrictModel):
     max_spikes: PositiveInt = 10
 
 
-class Config(StrictModel):
-    """A whole recipe; `evaluation: null` trains without held-out text, `export: false` ends with the checkpoint."""
+class RunConfig(StrictModel):
+    """What recipes of every kind have in common: the run's name and seed, and how it is optimised, run and saved."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: int = 0
     deterministic: bool = False
     runs_dir: str = "runs"
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = LinearConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder, below `runs_dir`."""
+        return Path(self.runs_dir) / self.name
+
+
+class Config(RunConfig):
+    """A pretraining recipe; `evaluation: null` trains without held-out text, `export: false` ends with training."""
+
     data: DataConfig
     tokenizer: TokenizerConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = AdamWConfig()
-    schedule: ScheduleConfig = LinearConfig()
     train: TrainConfig
     phases: list[PhaseConfig] = Field(default_factory=list)
-    engine: EngineConfig = EngineConfig()
     parallel: ParallelConfig = ParallelConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     stability: StabilityConfig | None = None
     export: bool = True
 
@@ -226,11 +236,6 @@ class Config(StrictModel):
             rows = phase.steps * (phase.global_batch_size or self.train.global_batch_size)
             objective.check_mask_rate(phase.mask_rate or objective.mask_rate, where=where, rows=rows)
         return self
-
-    @property
-    def run_dir(self) -> Path:
-        """The run folder, below `runs_dir`."""
-        return Path(self.runs_dir) / self.name
 
 
 def fingerprint(value: Any) -> str:

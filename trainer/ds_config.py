@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import Config
+from trainer.config import RunConfig
 from trainer.ds_file import DeepSpeedFile, Fp16Section, find_ds_file, read_ds_file
 from trainer.errors import UserError
 from trainer.topology import BatchPlan, Topology
@@ -26,7 +26,7 @@ class DeepSpeedPlan:
 
 
 def build_ds_config(
-    config: Config, *, topology: Topology, batch_plan: BatchPlan, device_type: str, half_precisions: frozenset[str]
+    config: RunConfig, *, topology: Topology, batch_plan: BatchPlan, device_type: str, half_precisions: frozenset[str]
 ) -> DeepSpeedPlan:
     """Join the recipe with the DeepSpeed file it names; a pure function apart from reading that file.
 
@@ -61,7 +61,7 @@ def build_ds_config(
 
 
 def _choose_precision(
-    config: Config, *, file: DeepSpeedFile, path: Path, device_type: str, half_precisions: frozenset[str]
+    config: RunConfig, *, file: DeepSpeedFile, path: Path, device_type: str, half_precisions: frozenset[str]
 ) -> Precision:
     wanted = config.engine.precision
     enabled = {"bf16": file.bf16 and file.bf16.enabled, "fp16": file.fp16 and file.fp16.enabled}
@@ -124,7 +124,7 @@ _WHOLE_TENSOR_OPTIMIZERS = {
 }
 
 
-def _check_whole_tensors(config: Config, *, path: Path, precision: Precision, zero_stage: int) -> None:
+def _check_whole_tensors(config: RunConfig, *, path: Path, precision: Precision, zero_stage: int) -> None:
     name = config.optimizer.name
     if name in _WHOLE_TENSOR_OPTIMIZERS and zero_stage > 0:
         half = "" if precision == "fp32" else f" ({precision} at stage 0 runs as stage 1)"

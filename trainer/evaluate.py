@@ -47,6 +47,16 @@ class EvaluationResult:
         """Sentence pairs of held-out rows, where they are trained."""
         return self.terms.get(SENTENCE_PAIRS)
 
+    @property
+    def score(self) -> float:
+        """What decides the best checkpoint; less is better."""
+        return self.loss
+
+    def summary(self) -> str:
+        """The result for a person, on one line."""
+        pairs = f", pair accuracy {self.pairs.accuracy:.1%}" if self.pairs else ""
+        return f"validation loss {self.loss:.4f}, masked accuracy {self.masked.accuracy:.1%}{pairs}"
+
     def metrics(self) -> dict[str, float]:
         """By metric key; terms have keys of their own where there are several."""
         values = {"validation/loss": self.loss, "validation/accuracy": next(iter(self.terms.values())).accuracy}

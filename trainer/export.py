@@ -7,13 +7,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader, find_damage
-from trainer.config import Config
+from trainer.config import Config, ModelConfig
 from trainer.errors import UserError
 from trainer.imported import MODEL_FILE, load_imported
 from trainer.model.hf_export import export_hf
-from trainer.run_folder import load_run
+from trainer.run_folder import load_any_run, load_run
 
 EXPORT_DIR = "export"
 
@@ -28,22 +30,37 @@ def require_export() -> None:
 
 
 def open_checkpoint(run_dir: Path, *, which: str) -> tuple[Config, CheckpointReader]:
-    """A run's resolved recipe and one of its checkpoints: `auto` is the best by validation loss, else the newest."""
-    config = load_run(run_dir)
+    """A pretraining run's resolved recipe and one of its checkpoints."""
+    return load_run(run_dir), choose_checkpoint(run_dir, which=which)
+
+
+def choose_checkpoint(run_dir: Path, *, which: str) -> CheckpointReader:
+    """One of a run's checkpoints: `auto` is the best by what its recipe evaluates, else the newest."""
     store = CheckpointStore(run_dir / "checkpoints")
     if which != "auto":
-        return config, CheckpointReader(store.named(which))
+        return CheckpointReader(store.named(which))
     # Standard output is for results: `evaluate --json` is read by programs.
     report = partial(print, file=sys.stderr)
     if (best := store.best_step()) is not None:
         damage = find_damage(store.path(best))
         if damage is None:
-            return config, CheckpointReader(store.path(best))
+            return CheckpointReader(store.path(best))
         report(f"the best checkpoint, {store.path(best)}, is damaged: {damage}; taking the newest whole one")
     newest = store.newest_whole(report=report)
     if newest is None:
         raise UserError(f"{store.folder} holds no checkpoint yet; train first")
-    return config, CheckpointReader(newest)
+    return CheckpointReader(newest)
+
+
+def open_encoder(run_dir: Path, *, which: str) -> tuple[ModelConfig, dict[str, Tensor], int]:
+    """Shape, weights and row length of a run of either kind; of a fine-tuned one the encoder without its head."""
+    config, checkpoint = load_any_run(run_dir), choose_checkpoint(run_dir, which=which)
+    weights = checkpoint.evaluation_weights()
+    if isinstance(config, Config):
+        return config.model, weights, config.data.max_seq_len
+    names = {name: name.removeprefix("head.") for name in weights if name.startswith(("encoder.", "head.pooler."))}
+    kept = {own: weights[name] for name, own in names.items()}
+    return ModelConfig(**checkpoint.state["model"]), kept, config.data.max_length
 
 
 def export_checkpoint(run_dir: Path, *, which: str, out: Path | None = None) -> Path:
@@ -54,15 +71,9 @@ def export_checkpoint(run_dir: Path, *, which: str, out: Path | None = None) -> 
                 f"{run_dir} is an imported model, which has no checkpoint {which!r}; leave --checkpoint out"
             )
         return _export_imported(run_dir, out=out or run_dir / EXPORT_DIR)
-    config, checkpoint = open_checkpoint(run_dir, which=which)
+    model, weights, max_seq_len = open_encoder(run_dir, which=which)
     target = out or run_dir / EXPORT_DIR
-    export_hf(
-        checkpoint.evaluation_weights(),
-        config=config.model,
-        tokenizer_folder=run_dir / "tokenizer",
-        out=target,
-        max_seq_len=config.data.max_seq_len,
-    )
+    export_hf(weights, config=model, tokenizer_folder=run_dir / "tokenizer", out=target, max_seq_len=max_seq_len)
     return target
 
 

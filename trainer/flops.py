@@ -31,11 +31,23 @@ def model_flops(
     """
     if config.vocab_size is None:
         raise ValueError("model_flops needs a model config whose vocab_size is resolved from the tokenizer")
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    per_token, last_layer = 8 * hidden**2 + 4 * hidden * intermediate, 2 * hidden**2 + 4 * hidden * intermediate
-    rows = predicted_tokens + paired_sequences
-    projections = (config.num_layers - 1) * tokens * per_token + tokens * 6 * hidden**2 + rows * last_layer
-    attention = config.num_layers * 4 * hidden * sum_squared_document_lengths
+    hidden = config.hidden_size
     head = predicted_tokens * (2 * hidden**2 + 2 * hidden * config.vocab_size)
     pair_head = paired_sequences * (2 * hidden**2 + 4 * hidden)
-    return 3 * (projections + attention + head + pair_head)
+    return 3 * (head + pair_head) + encoder_flops(
+        config,
+        tokens=tokens,
+        sum_squared_document_lengths=sum_squared_document_lengths,
+        last_layer_tokens=predicted_tokens + paired_sequences,
+    )
+
+
+def encoder_flops(
+    config: ModelConfig, *, tokens: int, sum_squared_document_lengths: int, last_layer_tokens: int
+) -> int:
+    """The encoder's part of `model_flops`: all terms but the heads', the last layer for `last_layer_tokens`."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    per_token, last_layer = 8 * hidden**2 + 4 * hidden * intermediate, 2 * hidden**2 + 4 * hidden * intermediate
+    projections = (config.num_layers - 1) * tokens * per_token + tokens * 6 * hidden**2 + last_layer_tokens * last_layer
+    attention = config.num_layers * 4 * hidden * sum_squared_document_lengths
+    return 3 * (projections + attention)

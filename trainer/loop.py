@@ -5,30 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.batch import Batch
 from trainer.checkpoint_files import CheckpointReader
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.device_peak import device_peak_flops, measure_matmul_peak
 from trainer.errors import UserError
-from trainer.flops import model_flops
 from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
-from trainer.phases import phase_at, phases_of
 from trainer.preemption import StoppedEarly
 from trainer.progress import ProgressReporter
 from trainer.runtime import Runtime, on_main
-from trainer.schedule import learning_rate
-from trainer.setup import Run
 from trainer.skip_report import SkipReport
 from trainer.step_sums import StepSums, stacked, weighted_mean
 from trainer.throughput import ThroughputMeter
 from trainer.topology import Topology
+from trainer.training_run import TrainingRun
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PEAK_MEASUREMENT_S = 0.3
@@ -39,7 +36,7 @@ class Trainer:
 
     def __init__(
         self,
-        run: Run,
+        run: TrainingRun,
         *,
         metrics: MetricsWriter,
         progress: ProgressReporter,
@@ -54,16 +51,14 @@ class Trainer:
         self._writer = CheckpointWriter(run.checkpoints, runtime=run.runtime)
         self._saved_at_s = time.monotonic()
         self._saved_step = run.state.step
-        self._phases = phases_of(run.config)
-        self._sources = [source.name for source in run.corpus.sources]
+        self._sources = run.source_names
         self._uncollected_tokens = np.zeros(len(self._sources), dtype=np.int64)
-        skipped = run.corpus.skipped
-        self._skips = SkipReport(skipped, report=progress.message) if skipped is not None else None
+        self._skips = SkipReport(run.skipped, report=progress.message) if run.skipped is not None else None
         self._guard = run.spikes
         self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
     def train(self) -> None:
-        """Train to the recipe's last step, then evaluate and save what is not yet saved.
+        """Train to the recipe's last step, or until evaluations stop getting better, and save what is reached.
 
         `poll` is called before each step and after each batch of an evaluation; what it raises on all ranks,
         StoppedEarly, goes on to the caller once the run is saved.
@@ -82,13 +77,13 @@ class Trainer:
             raise
 
     def _train(self) -> None:
-        config, state, total = self.run.config, self.run.state, self.run.config.train.steps
-        while state.step < total:
+        config, state, total = self.run.config, self.run.state, self.run.total_steps
+        while state.step < total and not self._patience_is_over():
             if self._poll is not None:
                 self._poll()
             with self._meter.waiting_for_data():
                 batches = next(self.run.loader)
-            rate = self._learning_rate()
+            rate = self.run.learning_rate()
             sums = self.run.engine.train_step(batches, step=state.step, learning_rate=rate, accept=self._accept)
             state.step += 1
             state.applied_steps += self.run.engine.was_applied
@@ -98,40 +93,27 @@ class Trainer:
                 self._guard.note(sums, step=state.step)
             time_to_save = state.step % config.checkpoint.every_steps == 0 or state.step == total
             # Logged before it is saved: a diverged run must not replace the last good checkpoint.
-            if time_to_save or state.step % config.train.log_every_steps == 0:
+            if time_to_save or state.step % self.run.log_every_steps == 0:
                 time_to_save |= self._log(sums, learning_rate=rate)
             else:
                 self._progress.advance(state.step)
             with self._meter.paused():
-                if self._evaluate_when_due() or time_to_save:
+                if self._evaluate_when_due() or time_to_save or self._patience_is_over():
                     self.save()
                 self._writer.poll()
         self._writer.wait()
 
-    def _learning_rate(self) -> float:
-        """The rate of the next update, by the schedule of the run or of its present phase."""
-        state, phase = self.run.state, phase_at(self._phases, self.run.state.step)
-        if state.step == phase.first_step:
-            state.phase_applied_steps = 0
-        return learning_rate(
-            phase.config.schedule,
-            peak=phase.config.optimizer.learning_rate,
-            applied_steps=state.phase_applied_steps if phase.own_schedule else state.applied_steps,
-            total_steps=phase.config.train.steps if phase.own_schedule else self.run.config.train.steps,
-        )
+    def _patience_is_over(self) -> bool:
+        """Whether the last evaluations, as many as the run's patience, were all worse than the best one."""
+        every, patience, state = self.run.evaluate_every_steps, self.run.patience, self.run.state
+        if every is None or patience is None or state.best_step is None:
+            return False
+        return state.step // every - state.best_step // every >= patience
 
-    def _count(self, batches: Sequence[Batch]) -> None:
-        tokens = sum(batch.tokens for batch in batches)
-        flops = model_flops(
-            self.run.config.model,
-            tokens=tokens,
-            sum_squared_document_lengths=sum(batch.sum_squared_lengths for batch in batches),
-            predicted_tokens=sum(batch.predicted_tokens for batch in batches),
-            paired_sequences=sum(batch.paired_sequences for batch in batches),
-        )
-        self._meter.add_step(tokens=tokens, positions=sum(batch.input_ids.size for batch in batches), flops=flops)
-        for batch in batches:
-            self._uncollected_tokens += batch.tokens_by_source(len(self._sources))
+    def _count(self, batches: Sequence[Any]) -> None:
+        tokens, positions = sum(batch.tokens for batch in batches), sum(batch.input_ids.size for batch in batches)
+        self._meter.add_step(tokens=tokens, positions=positions, flops=self.run.flops(batches))
+        self._uncollected_tokens += self.run.tokens_by_source(batches)
         if self._skips is not None:
             self._skips.count(batches)
 
@@ -197,7 +179,7 @@ class Trainer:
         run.engine.load_state(source)
         run.state.applied_steps = source.state["applied_steps"]
         # Of a phase that began behind the checkpoint, every update is gone.
-        same_phase = source.state["step"] >= phase_at(self._phases, run.state.step - 1).first_step
+        same_phase = source.state["step"] >= run.phase_first_step
         run.state.phase_applied_steps = source.state["phase_applied_steps"] if same_phase else 0
         run.spikes.roll_back(source.state.get("spikes") or {"losses": []})
         self._progress.message(
@@ -230,29 +212,25 @@ class Trainer:
     def _evaluate_when_due(self) -> bool:
         """Evaluate at the recipe's steps and at the last one; True when the loss is the least so far."""
         run, state = self.run, self.run.state
-        if run.validation is None or run.config.evaluation is None:
+        if run.evaluate_every_steps is None:
             return False
-        if state.step % run.config.evaluation.every_steps and state.step != run.config.train.steps:
+        if state.step % run.evaluate_every_steps and state.step != run.total_steps:
             return False
         return self._evaluate()
 
     def _evaluate(self) -> bool:
         run, state = self.run, self.run.state
-        if run.validation is None:
+        if run.evaluate_every_steps is None:
             return False
         if (spike := self._find_spike()) is not None:
             self._answer_spike(spike)  # first, because the best checkpoint is saved behind an evaluation
         state.evaluation_pending = True
         with run.engine.averaged_weights():
-            result = run.validation.run(run.engine.eval_step, poll=self._poll)
+            result = run.evaluate(poll=self._poll)
         state.evaluation_pending = False
-        values = result.metrics()
-        self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
-        self._progress.message(
-            f"step {state.step}: validation loss {result.loss:.4f}, masked accuracy {result.masked.accuracy:.1%}"
-            + (f", pair accuracy {result.pairs.accuracy:.1%}" if result.pairs else "")
-        )
-        return state.offer_best(result.loss)
+        self._metrics.write(result.metrics(), step=state.step, applied_steps=state.applied_steps)
+        self._progress.message(f"step {state.step}: {result.summary()}")
+        return state.offer_best(result.score)
 
     def save(self) -> None:
         """Begin to write a checkpoint of the present step: copied to host memory now, written beside the training."""
@@ -273,7 +251,7 @@ class Trainer:
                 "zero_stage": run.ds_plan.zero_stage,
                 "world_size": run.runtime.topology.world_size,
                 "num_stages": run.runtime.topology.num_stages,
-                "shards": [str(source.folder.absolute()) for source in run.corpus.sources],
+                **run.origin(),
             },
             keep_last=run.config.checkpoint.keep_last,
             best_step=run.state.best_step,

@@ -125,6 +125,6 @@ def without_update(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set one rate for all groups; also takes the optimiser that DeepSpeed wraps around the real one."""
+    """Set the rate of all groups, each times its `rate_scale` (1 where it has none); also takes DeepSpeed's wrapper."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate_scale", 1.0)

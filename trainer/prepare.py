@@ -105,14 +105,14 @@ def _is_finished(folder: Path, config: Config) -> bool:
     return all((shards / MANIFEST_FILE).exists() for shards in _shards_in(folder, config).values())
 
 
-def resolve_package_path(path: str) -> str:
+def resolve_package_path(path: str, *, key: str = "data.text") -> str:
     """`package:NAME/sub/folder` as a path inside an installed Python package; other paths as they are."""
     if not path.startswith(PACKAGE_SCHEME):
         return path
     name, _, rest = path.removeprefix(PACKAGE_SCHEME).partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"data.text: {path} names the Python package {name!r}, which is not installed; pip install it")
+        raise UserError(f"{key}: {path} names the Python package {name!r}, which is not installed; pip install it")
     return str(Path(next(iter(spec.submodule_search_locations))) / rest)
 
 

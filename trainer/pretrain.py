@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from data_pipeline.manifest import load_manifest
@@ -20,11 +19,12 @@ from trainer.metrics import MetricsWriter
 from trainer.places import remote_scheme
 from trainer.preemption import Preemption, StoppedEarly
 from trainer.prepare import local_shards, shard_folders
+from trainer.pretraining_run import PretrainingRun
 from trainer.progress import ProgressReporter
 from trainer.resume import Resume
-from trainer.run_folder import describe_run
+from trainer.run_folder import describe_run, sole_owner
 from trainer.runtime import on_main, started
-from trainer.setup import Run, plan_layout, set_up
+from trainer.setup import plan_layout, set_up
 from trainer.stall import StallWatch
 from trainer.topology import topology_from_env
 
@@ -41,7 +41,7 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
     with ExitStack() as held, started(topology, deterministic=config.deterministic) as runtime:
 
         def prepare() -> list[Path]:
-            held.enter_context(_sole_owner(config.run_dir))
+            held.enter_context(sole_owner(config.run_dir))
             return shard_folders(config, report=progress.message)
 
         plan_layout(config, runtime=runtime)  # refused now rather than after hours of preparing data
@@ -62,7 +62,7 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
     return finished
 
 
-def _train(run: Run) -> bool:
+def _train(run: PretrainingRun) -> bool:
     """Train to the end, True, or until told to stop, False."""
     is_main, rank = run.runtime.is_main, run.runtime.topology.rank
     with (
@@ -104,18 +104,3 @@ def _keep_tokenizer(shards: Path, run_dir: Path) -> None:
     """Copy the tokenizer into the run folder: a run can be exported after its shards are gone."""
     tokenizer = load_tokenizer(shards, load_manifest(shards))
     copy_tokenizer(tokenizer, folder=run_dir / "tokenizer")
-
-
-@contextmanager
-def _sole_owner(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this job; the system lets go of it however the job ends."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{run_dir} is in use by another running job; wait for it, end it, or give this run another name "
-                "(--set name=...)"
-            ) from None
-        yield

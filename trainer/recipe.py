@@ -1,27 +1,50 @@
-"""A recipe (YAML) and the command line's overrides become one checked Config."""
+"""A recipe (YAML) and the command line's overrides become one checked Config, or FineTuneConfig."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from trainer.config import Config
+from trainer.config import Config, RunConfig
 from trainer.errors import UserError
+from trainer.finetune_config import FineTuneConfig
 from trainer.setting_errors import describe_errors, known_keys, unknown_key
 from trainer.strict_yaml import KeyPath, YamlDocument, dump_yaml, parse_yaml
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
+AnyConfig: TypeAlias = Config | FineTuneConfig
+# The sections that only a fine-tuning recipe has.
+_FINE_TUNING_SECTIONS = ("task", "start")
+
 
 def load_recipe(path_or_name: str, *, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe file, or the recipe of that name in trainer/recipes/, and apply `section.key=value` overrides.
+    """Read a pretraining recipe: a file, or one of that name in trainer/recipes/, and apply `section.key=value`s.
 
     Raises UserError, in one line naming file, line and key, for whatever is wrong with either.
     """
+    config = load_any_recipe(path_or_name, overrides=overrides)
+    if isinstance(config, FineTuneConfig):
+        raise UserError(f"{path_or_name} is a fine-tuning recipe (it has a task section); this needs a pretraining one")
+    return config
+
+
+def load_finetune_recipe(path_or_name: str, *, overrides: Sequence[str] = ()) -> FineTuneConfig:
+    """Read a fine-tuning recipe as `load_recipe` reads a pretraining one."""
+    config = load_any_recipe(path_or_name, overrides=overrides)
+    if isinstance(config, Config):
+        raise UserError(
+            f"{path_or_name} is a pretraining recipe (it has no task section); this needs a fine-tuning one"
+        )
+    return config
+
+
+def load_any_recipe(path_or_name: str, *, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read a recipe of either kind; one with a `task` or a `start` section is for fine-tuning."""
     path = _find_recipe(path_or_name)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -30,32 +53,33 @@ def load_recipe(path_or_name: str, *, overrides: Sequence[str] = ()) -> Config:
     return parse_recipe(text, source=str(path), overrides=overrides)
 
 
-def parse_recipe(text: str, *, source: str, overrides: Sequence[str] = ()) -> Config:
-    """The Config that a recipe's text stands for; `source` names it in errors."""
+def parse_recipe(text: str, *, source: str, overrides: Sequence[str] = ()) -> AnyConfig:
+    """The config that a recipe's text stands for; `source` names it in errors."""
     document = parse_yaml(text, source=source)
     if document.value is None:
         raise UserError(f"{source}: the recipe is empty; it needs at least name, data and train")
     if not isinstance(document.value, dict):
         raise UserError(f"{source}: a recipe is a mapping of keys to values, found a {type(document.value).__name__}")
     values, origins, lost = document.value, {}, []
+    root: type[AnyConfig] = FineTuneConfig if any(name in values for name in _FINE_TUNING_SECTIONS) else Config
     for override in overrides:
-        path, value = _parse_override(override)
+        path, value = _parse_override(override, root=root)
         if not _assign(values, path, value):
             lost.append(override)
         origins[path] = f"--set {override}"
     try:
-        config = Config.model_validate(values)
+        config = root.model_validate(values)
     except ValidationError as error:
         locate = _locator(document, source=source, origins=origins)
-        raise UserError(describe_errors(error, root=Config, locate=locate)) from None
+        raise UserError(describe_errors(error, root=root, locate=locate)) from None
     if lost:
         section = lost[0].partition("=")[0].rpartition(".")[0]
         raise UserError(f"--set {lost[0]}: the recipe holds one value for {section}, no keys; set {section} as a whole")
     return config
 
 
-def dump_config(config: Config) -> str:
-    """YAML of the whole resolved recipe; `parse_recipe` reads an equal Config back from it."""
+def dump_config(config: RunConfig) -> str:
+    """YAML of the whole resolved recipe; `parse_recipe` reads an equal one back from it."""
     return dump_yaml(config.model_dump())
 
 
@@ -74,17 +98,17 @@ def _find_recipe(path_or_name: str) -> Path:
     raise UserError(f"{path_or_name!r} is neither a .yaml file nor a recipe of {RECIPES_DIR.name}/; {hint}")
 
 
-def _parse_override(override: str) -> tuple[KeyPath, Any]:
+def _parse_override(override: str, *, root: type[AnyConfig]) -> tuple[KeyPath, Any]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
         raise UserError(f"--set {override}: not of the form section.key=value, as in --set train.steps=100")
-    lists = {known.split("[]")[0] for known in known_keys(Config) if "[]" in known}
+    lists = {known.split("[]")[0] for known in known_keys(root) if "[]" in known}
     for name in lists:
         if key.startswith((f"{name}.", f"{name}[")):
             raise UserError(f"--set {override}: {name} is a list; set it as a whole, as in --set '{name}=[...]'")
-    if key not in known_keys(Config):
-        raise UserError(f"--set {override}: {unknown_key(key, root=Config)}")
+    if key not in known_keys(root):
+        raise UserError(f"--set {override}: {unknown_key(key, root=root)}")
     return tuple(key.split(".")), parse_yaml(text, source=f"--set {override}").value
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
-from trainer.config import Config
+from trainer.config import Config, RunConfig
 from trainer.errors import UserError
 
 Resume = Literal["auto", "never"]
@@ -28,13 +28,24 @@ def find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Cal
     return checkpoints.newest_whole(report=report)
 
 
-def check_fits(config: Config, source: CheckpointReader) -> None:
-    """Raise UserError where no run can go on from the checkpoint, or not one of this recipe."""
+def check_optimizer(config: RunConfig, source: CheckpointReader) -> None:
+    """Raise UserError where a checkpoint lacks the state of the recipe's optimiser."""
     if source.state["config"].get("checkpoint", {}).get("weights_only"):
         raise UserError(
             f"{source.folder} holds weights only (checkpoint.weights_only=true), so no run can go on from it; evaluate "
             "or export it, or start a new run under another name"
         )
+    saved_optimizer = source.state["config"]["optimizer"]["name"]
+    if saved_optimizer != config.optimizer.name:
+        raise UserError(
+            f"{source.folder} holds the state of optimizer.name={saved_optimizer}, the recipe names "
+            f"{config.optimizer.name}; restore the recipe, or start a new run under another name"
+        )
+
+
+def check_fits(config: Config, source: CheckpointReader) -> None:
+    """Raise UserError where no run can go on from the checkpoint, or not one of this recipe."""
+    check_optimizer(config, source)
     model = [
         change
         for change in changes(source.state["config"]["model"], config.model.model_dump())
@@ -45,12 +56,6 @@ def check_fits(config: Config, source: CheckpointReader) -> None:
             f"{source.folder} was made with another model (model.{'; model.'.join(model)}); restore the recipe, or "
             "start a new run under another name"
         )
-    saved_optimizer = source.state["config"]["optimizer"]["name"]
-    if saved_optimizer != config.optimizer.name:
-        raise UserError(
-            f"{source.folder} holds the state of optimizer.name={saved_optimizer}, the recipe names "
-            f"{config.optimizer.name}; restore the recipe, or start a new run under another name"
-        )
     if source.state["step"] > config.train.steps:
         raise UserError(
             f"{source.folder} is past train.steps={config.train.steps}; raise it to train on, or start a new run "
@@ -58,7 +63,7 @@ def check_fits(config: Config, source: CheckpointReader) -> None:
         )
 
 
-def describe_changes(config: Config, source: CheckpointReader, *, world_size: int) -> str | None:
+def describe_changes(config: RunConfig, source: CheckpointReader, *, world_size: int) -> str | None:
     """One line of what differs from the run that saved the checkpoint and takes effect now; None if nothing does."""
     saved, now = source.state["config"], config.model_dump()
     told = [change for change in changes(saved, now) if change.split(" ")[0] not in _NOT_TOLD]

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic import write_atomically
 from trainer.checkpoint_files import write_json
-from trainer.config import Config
+from trainer.config import Config, RunConfig
 from trainer.ds_config import DeepSpeedPlan
 from trainer.errors import UserError
-from trainer.recipe import dump_config, load_recipe
+from trainer.finetune_config import FineTuneConfig
+from trainer.recipe import AnyConfig, dump_config, load_any_recipe
 from trainer.runtime import Runtime
 
 CONFIG_FILE = "config.yaml"
 _PACKAGES = ("torch", "deepspeed", "webdataset", "sentencepiece", "numpy", "safetensors", "pydantic", "tensorboard")
 
 
-def describe_run(config: Config, *, plan: DeepSpeedPlan, runtime: Runtime) -> None:
+def describe_run(config: RunConfig, *, plan: DeepSpeedPlan, runtime: Runtime) -> None:
     """Write config.yaml, ds_config.json and environment.json; rank 0 calls it, at each start."""
     folder = config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +68,40 @@ def _git_revision() -> str | None:
     return revision + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def load_run(folder: Path) -> Config:
-    """The resolved recipe of a run folder; UserError when the folder is none."""
+def load_any_run(folder: Path) -> AnyConfig:
+    """The resolved recipe of a run folder, of either kind; UserError when the folder is none."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no {CONFIG_FILE}; name a folder made by `pretrain`")
-    return load_recipe(str(path))
+    return load_any_recipe(str(path))
+
+
+def load_run(folder: Path) -> Config:
+    """The resolved recipe of a pretraining run's folder."""
+    config = load_any_run(folder)
+    if isinstance(config, FineTuneConfig):
+        raise UserError(f"{folder} is a fine-tuned run; this needs one made by `pretrain`")
+    return config
+
+
+def load_finetuned(folder: Path) -> FineTuneConfig:
+    """The resolved recipe of a fine-tuned run's folder."""
+    config = load_any_run(folder)
+    if isinstance(config, Config):
+        raise UserError(f"{folder} is a pretraining run; this needs one made by `finetune`")
+    return config
+
+
+@contextmanager
+def sole_owner(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder for this job; the system lets go of it however the job ends."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{run_dir} is in use by another running job; wait for it, end it, or give this run another name "
+                "(--set name=...)"
+            ) from None
+        yield

@@ -116,6 +116,8 @@ def _describe(mistake: ErrorDetails, key: str, variant: type[BaseModel] | None, 
         choices = mistake["ctx"]["expected_tags"]
         tag = mistake["ctx"]["tag"]
         return f"{key}.name={tag!r} must be one of {choices}{_nearest_choice(tag, choices)}"
+    if kind == "union_tag_not_found":
+        return f"{key}.name is missing and has no default"
     if kind == "missing":
         return f"{key} is missing and has no default"
     if kind == "value_error":
@@ -125,6 +127,11 @@ def _describe(mistake: ErrorDetails, key: str, variant: type[BaseModel] | None, 
     if kind in _TYPE_RULES:
         found_type = _TYPE_NAMES.get(type(found), type(found).__name__)
         return f"{subject} is {found_type} and must be {_TYPE_RULES[kind]}{_hint(kind, found)}"
+    if kind == "union_tag_invalid":
+        kinds, given = mistake["ctx"]["expected_tags"], mistake["ctx"]["tag"]
+        return f"{key}.kind={given!r} must be one of {kinds}{_nearest_choice(given, kinds)}"
+    if kind == "union_tag_not_found":
+        return f"{key}.kind is missing and has no default"
     if kind == "literal_error":
         return f"{subject} must be {mistake['ctx']['expected']}{_nearest_choice(found, mistake['ctx']['expected'])}"
     if kind == "string_pattern_mismatch":

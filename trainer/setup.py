@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.corpus import Corpus, open_corpus
@@ -11,7 +11,6 @@ from data_pipeline.damage import SkippedBlocks
 from data_pipeline.from_recipe import loader_for, reader_for
 from data_pipeline.manifest import Manifest
 from data_pipeline.objective import masker_for
-from data_pipeline.phased_loader import PhasedLoader
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
 from trainer.config import Config
@@ -25,6 +24,7 @@ from trainer.model.pipeline_balance import balanced_bounds, unit_costs
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
 from trainer.phases import most_micro_steps
+from trainer.pretraining_run import PretrainingRun
 from trainer.resume import Resume, check_fits, describe_changes, find_checkpoint
 from trainer.runtime import Runtime, on_main
 from trainer.spikes import SpikeGuard
@@ -32,23 +32,6 @@ from trainer.state import RunState
 from trainer.step import DataParallelStep
 from trainer.step_engine import EngineSettings
 from trainer.step_protocol import Step
-
-
-@dataclass
-class Run:
-    """Everything the loop needs; `corpus` is what the rows come from."""
-
-    config: Config
-    runtime: Runtime
-    corpus: Corpus
-    ds_plan: DeepSpeedPlan
-    engine: Step
-    loader: PhasedLoader
-    validation: Validation | None
-    checkpoints: CheckpointStore
-    state: RunState
-    term_weights: Mapping[str, float]
-    spikes: SpikeGuard | None
 
 
 def resolve(config: Config, manifest: Manifest) -> Config:
@@ -113,7 +96,7 @@ def plan_layout(config: Config, *, runtime: Runtime) -> DeepSpeedPlan:
 
 def set_up(
     config: Config, *, shards: Sequence[Path], runtime: Runtime, resume: Resume, report: Callable[[str], None]
-) -> Run:
+) -> PretrainingRun:
     """Build a run and restore its newest whole checkpoint; collective. `report` prints on the main rank.
 
     `shards` are the folders of the recipe's sources.
@@ -150,7 +133,7 @@ def set_up(
         if changed := describe_changes(config, source, world_size=topology.world_size):
             report(changed)
     engine = make_engine(config, ds_plan=ds_plan, runtime=runtime, source=source)
-    return Run(
+    return PretrainingRun(
         config=config,
         runtime=runtime,
         corpus=corpus,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +70,21 @@ class DataParallelStep(EngineStep):
             self._engine.train()
         return {term: LossTerm(*(value.double() for value in output[term])) for term in self._terms}
 
-    def _forward(self, batch: StepBatch) -> dict[str, LossTerm]:
+    def predict_step(self, batch: StepBatch) -> Any:
+        """What the model's forward gives for one micro-batch with `predict=True`, without gradients or dropout."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                return self._forward(batch, predict=True)
+        finally:
+            self._engine.train()
+
+    def _forward(self, batch: StepBatch, **options: bool) -> Any:
         inputs = {
             name: torch.from_numpy(array).to(self._device, non_blocking=True)
             for name, array in batch.model_inputs().items()
         }
-        output: dict[str, LossTerm] = self._engine(**inputs)
-        return output
+        return self._engine(**inputs, **options)
 
     @property
     def gradient_norm(self) -> float:

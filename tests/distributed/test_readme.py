@@ -16,6 +16,9 @@ SHORTER = {
     "trainer pretrain": " --set tokenizer.vocab_size=70 --set train.steps=2 --set schedule.warmup_steps=1"
     " --set data.validation_fraction=0.05 --set evaluation.max_rows=4 --set train.global_batch_size=4"
     " --set train.micro_batch_size=2",
+    "trainer finetune": " --set data.train=labelled.tsv --set data.validation=labelled.tsv --set data.test=null"
+    " --set train.epochs=null --set train.steps=2 --set schedule.warmup_steps=1 --set train.global_batch_size=4"
+    " --set train.micro_batch_size=4",
     "trainer parity": " --steps 2",
     "tensorboard": " --inspect",
 }
@@ -45,6 +48,8 @@ def test_the_commands_run_in_the_order_in_which_they_stand(tmp_path):
     shutil.copytree(Path(spec.origin).parent / "model", tmp_path / "hf-bert")
     (tmp_path / "corpus").mkdir()
     write_corpus(tmp_path / "corpus" / "text.txt")
+    (tmp_path / "labelled.tsv").write_text("pos\ta fine film\nneg\ta dull film\n" * 4)
+    (tmp_path / "texts.txt").write_text("fine\ndull\n")
     assert len(commands()) >= 12
     for command in commands():
         short = command + next((more for part, more in SHORTER.items() if part in command), "")
@@ -54,6 +59,7 @@ def test_the_commands_run_in_the_order_in_which_they_stand(tmp_path):
         run(shlex.split(short), cwd=tmp_path)
     assert (tmp_path / "my-encoder" / "model.safetensors").exists()
     assert (tmp_path / "exported" / "model.safetensors").exists()
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_recipe_it_shows_loads(tmp_path):

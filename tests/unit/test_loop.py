@@ -14,17 +14,18 @@ from data_pipeline.batch import Batch
 from trainer.errors import UserError
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter, read_records
+from trainer.pretraining_run import PretrainingRun
 from trainer.progress import ProgressReporter
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import Run, set_up
+from trainer.setup import set_up
 from trainer.step import DataParallelStep
 from trainer.step_sums import StepSums
 
 
 def train(
     recipe: Path, shards: Path | list[Path], runtime: Runtime, folder: Path, *settings: str, diverge_at: int = -1
-) -> Run:
+) -> PretrainingRun:
     config = load_recipe(str(recipe), overrides=[f"runs_dir={folder}", *settings])
     folders = [shards] if isinstance(shards, Path) else shards
     run = set_up(config, shards=folders, runtime=runtime, resume="auto", report=print)
@@ -68,7 +69,7 @@ def test_what_is_due_is_logged_evaluated_and_saved(
     assert sorted(records(tmp_path, "train/loss")) == [2, 4, 5, 6, 7]
     assert sorted(records(tmp_path, "validation/loss")) == [3, 6, 7]
     best = min(records(tmp_path, "validation/loss").items(), key=lambda item: item[1])
-    assert (run.state.best_step, run.state.best_validation_loss) == best
+    assert (run.state.best_step, run.state.best_score) == best
     saved = run.checkpoints.steps()
     assert {5, 7} <= set(saved) <= {3, 5, 6, 7}
     assert run.checkpoints.best_step() == best[0]

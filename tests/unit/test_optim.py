@@ -207,3 +207,11 @@ def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch):
         ):
             create_optimizer(config, parameter_groups=groups(), device_type="cpu")
     assert math.isfinite(trained(CONFIG).sum().item())
+
+
+def test_a_group_may_scale_the_rate():
+    one, other = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    groups = [{"params": [one], "rate_scale": 0.5}, {"params": [other]}]
+    optimizer = create_optimizer(CONFIG, parameter_groups=groups, device_type="cpu")
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.25]

@@ -12,13 +12,14 @@ from command_line import Commands
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter, read_records
 from trainer.preemption import Preemption, StoppedEarly
+from trainer.pretraining_run import PretrainingRun
 from trainer.progress import ProgressReporter
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import Run, set_up
+from trainer.setup import set_up
 
 
-def train(recipe: Path, shards: Path, runtime: Runtime, folder: Path, *, told_at_poll: int = 0) -> Run:
+def train(recipe: Path, shards: Path, runtime: Runtime, folder: Path, *, told_at_poll: int = 0) -> PretrainingRun:
     """Train; at the poll of that number, from 1, this process gets SIGUSR2."""
     config = load_recipe(str(recipe), overrides=[f"runs_dir={folder}", "checkpoint.every_steps=100"])
     run = set_up(config, shards=[shards], runtime=runtime, resume="auto", report=print)

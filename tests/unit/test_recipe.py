@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from trainer import recipe
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.recipe import dump_config, load_recipe, parse_recipe
+from trainer.finetune_config import FineTuneConfig
+from trainer.recipe import dump_config, load_any_recipe, load_recipe, parse_recipe
 
 RECIPE = """\
 name: tiny
@@ -145,4 +146,56 @@ def test_a_dumped_config_loads_back_equal(config):
 
 def test_every_shipped_recipe_loads():
     for path in sorted(recipe.RECIPES_DIR.glob("*.yaml")):
-        assert load_recipe(path.stem) == load_recipe(str(path))
+        assert load_any_recipe(path.stem) == load_any_recipe(str(path))
+
+
+FINE_TUNING = """\
+name: a
+start: {path: runs/b}
+task: {name: tagging, head: {crf: true}}
+data: {train: a.conll, validation: b.conll}
+train: {epochs: 1, global_batch_size: 8, micro_batch_size: 8}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("crf: true", "crff: true", "r.yaml:3: task.head.crff is not a known key; did you mean crf?"),
+        ("crf: true", "crf: 1", "r.yaml:3: task.head.crf=1 is a whole number and must be true or false"),
+        (
+            "tagging",
+            "taging",
+            "r.yaml:3: task.name='taging' must be one of 'classification', 'tagging', 'segmentation'; ",
+        ),
+        ("name: tagging, ", "", "r.yaml:3: task.name is missing and has no default"),
+        ("epochs: 1", "epochs: 1, steps: 2", "r.yaml:5: train: set exactly one of train.epochs and train.steps"),
+        (
+            "path: runs/b",
+            "tokenizer: {vocab_size: 9}",
+            "r.yaml:2: start: set exactly one of start.path (trained weights) and start.",
+        ),
+        ("path: runs/b", "path: a, tokenizer: {}", "r.yaml:2: start.tokenizer goes with start.model"),
+        ("name: a", "name: a\nseeds: [1, 1]", "r.yaml: seeds names a seed twice"),
+        (
+            "path: runs/b",
+            "model: {max_positions: 64}",
+            "r.yaml: data.max_length=128 is longer than start.model.max_positions=64",
+        ),
+        (
+            "name: tagging, head: {crf: true}",
+            "name: classification, output: number, class_weights: balanced",
+            "r.yaml:3: task.class_weights goes with output: label, and output is number; remove it",
+        ),
+    ],
+)
+def test_a_fine_tuning_recipe_is_checked_alike(old: str, new: str, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_recipe(FINE_TUNING.replace(old, new), source="r.yaml")
+    assert str(raised.value).startswith(message)
+
+
+def test_a_resolved_fine_tuning_recipe_reads_back_equal() -> None:
+    config = parse_recipe(FINE_TUNING, source="r.yaml", overrides=["task.head.bilstm_size=8"])
+    assert isinstance(config, FineTuneConfig)
+    assert parse_recipe(dump_config(config), source="again") == config

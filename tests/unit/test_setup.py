@@ -13,9 +13,10 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.objective import masker_for
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.pretraining_run import PretrainingRun
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import Run, resolve, set_up, validation_for
+from trainer.setup import resolve, set_up, validation_for
 
 
 @pytest.fixture
@@ -25,7 +26,9 @@ def runs(tiny_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ready(recipe: Path, shards: Path, runtime: Runtime, *settings: str, resume: str = "auto") -> tuple[Run, list[str]]:
+def ready(
+    recipe: Path, shards: Path, runtime: Runtime, *settings: str, resume: str = "auto"
+) -> tuple[PretrainingRun, list[str]]:
     told: list[str] = []
     config = load_recipe(str(recipe), overrides=settings)
     run = set_up(config, shards=[shards], runtime=runtime, resume=resume, report=told.append)  # type: ignore[arg-type]

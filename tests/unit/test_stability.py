@@ -17,10 +17,11 @@ from trainer.checkpoint_files import CheckpointReader
 from trainer.errors import UserError
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter, read_records
+from trainer.pretraining_run import PretrainingRun
 from trainer.progress import ProgressReporter
 from trainer.recipe import load_recipe
 from trainer.runtime import Runtime
-from trainer.setup import Run, set_up
+from trainer.setup import set_up
 from trainer.step import DataParallelStep
 from trainer.step_sums import StepSums
 
@@ -59,7 +60,7 @@ def train(
     *settings: str,
     spikes: Sequence[int] = (),
     cut_at: int | None = None,
-) -> Run:
+) -> PretrainingRun:
     config = load_recipe(str(recipe), overrides=[f"runs_dir={folder}", *SETTINGS, *settings])
     run = set_up(config, shards=[shards], runtime=runtime, resume="auto", report=print)
     engine = run.engine

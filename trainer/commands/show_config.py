@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from trainer.commands.arguments import Commands, add_recipe
-from trainer.recipe import dump_config, load_recipe
+from trainer.errors import UserError
+from trainer.finetune_config import FineTuneConfig
+from trainer.recipe import dump_config, load_any_recipe
 
 
 def add_parser(commands: Commands) -> None:
@@ -22,7 +24,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = load_recipe(options.recipe, overrides=options.overrides)
+    config = load_any_recipe(options.recipe, overrides=options.overrides)
     from trainer.show_config import deepspeed_plan_for
 
     plan = deepspeed_plan_for(config, world_size=options.world_size)
@@ -32,6 +34,8 @@ def _run(options: argparse.Namespace) -> int:
     for note in plan.notes:
         print(f"# {note}")
     if options.plot is not None:
+        if isinstance(config, FineTuneConfig):
+            raise UserError(f"--plot draws a pretraining recipe's rate, and {options.recipe} is one for fine-tuning")
         from trainer.schedule_plot import plot_schedule, sketch_schedule
 
         plot_schedule(config, out=options.plot)

@@ -49,7 +49,7 @@ def initialize_weights(model: nn.Module, *, std: float, seed: int) -> None:
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
             parameter.normal_(0.0, std, generator=generator)
         else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            parameter.fill_(0.0 if "bias" in name.rpartition(".")[2] else 1.0)
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:

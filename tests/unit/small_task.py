@@ -1,0 +1,90 @@
+"""Tiny labelled files and recipes that train on them in a second."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+GOOD = ("fine", "great", "lovely", "bright")
+BAD = ("poor", "awful", "dull", "grim")
+PLAIN = ("the", "film", "was", "a", "night", "story", "with", "music")
+
+RECIPE = """\
+name: tiny
+seed: 3
+start:
+  model:
+    hidden_size: 16
+    num_layers: 2
+    num_heads: 2
+    intermediate_size: 32
+    max_positions: 32
+    hidden_dropout: 0.0
+    attention_dropout: 0.0
+  tokenizer:
+    vocab_size: {pieces}
+task:
+{task}
+data:
+  train: {folder}/train.{suffix}
+  validation: {folder}/dev.{suffix}
+  test: {folder}/test.{suffix}
+  max_length: 32
+train:
+  epochs: 2
+  global_batch_size: 8
+  micro_batch_size: 4
+  log_every_steps: 1
+optimizer:
+  learning_rate: 5e-3
+engine:
+  ds_config: zero1
+  precision: fp32
+"""
+
+
+def sentiment_lines(count: int, *, seed: int) -> list[str]:
+    """`label⇥text` lines whose label hangs on one word."""
+    generator = random.Random(seed)
+    lines = []
+    for _ in range(count):
+        label = generator.choice(("pos", "neg"))
+        words = [generator.choice(PLAIN) for _ in range(generator.randint(2, 9))]
+        words.insert(generator.randrange(len(words)), generator.choice(GOOD if label == "pos" else BAD))
+        lines.append(f"{label}\t{' '.join(words)}")
+    return lines
+
+
+def write_sentiment(folder: Path) -> None:
+    """train.tsv, dev.tsv and test.tsv with a header line."""
+    for number, (part, count) in enumerate({"train": 48, "dev": 24, "test": 24}.items()):
+        lines = ["label\ttext", *sentiment_lines(count, seed=number)]
+        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_recipe(folder: Path, *, task: str = "  name: classification", suffix: str = "tsv", pieces: int = 40) -> Path:
+    """A recipe over the files of `folder`."""
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(task=task, folder=folder, suffix=suffix, pieces=pieces), encoding="utf-8")
+    return path
+
+
+def write_sentences(folder: Path) -> None:
+    """train.txt, dev.txt and test.txt: words of one to three characters between blanks."""
+    words = ("甲", "乙丙", "丁戊己", "庚辛")
+    for number, (part, count) in enumerate({"train": 40, "dev": 12, "test": 12}.items()):
+        generator = random.Random(number)
+        lines = [" ".join(generator.choice(words) for _ in range(generator.randint(1, 8))) for _ in range(count)]
+        (folder / f"{part}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_entities(folder: Path) -> None:
+    """train.conll, dev.conll and test.conll: BIO, persons of two words, places of one."""
+    for number, (part, count) in enumerate({"train": 40, "dev": 12, "test": 12}.items()):
+        generator = random.Random(number)
+        lines = []
+        for _ in range(count):
+            sentence = [(generator.choice(PLAIN), "O") for _ in range(generator.randint(1, 4))]
+            sentence += generator.choice(([("ann", "B-PER"), ("lee", "I-PER")], [("rome", "B-LOC")]))
+            lines += [f"{word}\t{tag}" for word, tag in sentence] + [""]
+        (folder / f"{part}.conll").write_text("\n".join(lines) + "\n", encoding="utf-8")

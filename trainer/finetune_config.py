@@ -1,0 +1,185 @@
+"""The fine-tuning recipe as frozen, typed models: start, task, data and how long; the rest is as in pretraining."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.config import ModelConfig, RunConfig, TokenizerConfig
+from trainer.strict_model import PositiveInt, StrictModel
+
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class StartConfig(StrictModel):
+    """Where encoder and vocabulary come from: `path`, or new weights of the shape `model`.
+
+    path: a run folder, an imported folder, a Hugging Face folder, each also inside a package as `package:NAME/...`.
+    tokenizer: how new weights get theirs, which is trained on the training texts.
+    dropout: replaces both rates of the encoder.
+    """
+
+    path: str | None = None
+    checkpoint: str = "auto"
+    model: ModelConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    dropout: Dropout | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> StartConfig:
+        if (self.path is None) == (self.model is None):
+            raise ValueError("set exactly one of start.path (trained weights) and start.model (the shape of new ones)")
+        if self.model is None and self.tokenizer is not None:
+            raise ValueError("start.tokenizer goes with start.model: a model that has weights has its tokenizer")
+        if self.model is not None and self.model.vocab_size is not None:
+            raise ValueError("start.model.vocab_size is decided by start.tokenizer; leave it out")
+        return self
+
+
+class ClassificationConfig(StrictModel):
+    """A text, or a pair of texts, to a label, several labels, or a number.
+
+    output: `label` one of several; `labels` any number of them (a list, or a string split at `separator`); `number`.
+    labels: the names in order; those of the training file, sorted, where it is left out.
+    class_weights: of each label's loss; `balanced` is inverse to the label's frequency. Scaled to a mean of 1.
+    """
+
+    name: Literal["classification"] = "classification"
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+    output: Literal["label", "labels", "number"] = "label"
+    separator: Annotated[str, Field(min_length=1)] = ","
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0.0)]] | None = None
+    pooling: Literal["first", "mean", "pooler"] = "first"
+    dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _weights_need_one_label(self) -> ClassificationConfig:
+        if self.class_weights is not None and self.output != "label":
+            raise ValueError(f"task.class_weights goes with output: label, and output is {self.output}; remove it")
+        if self.labels is not None and self.output == "number":
+            raise ValueError("task.labels goes with output: label or labels, and output is number; remove it")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError("task.labels names a label twice")
+        return self
+
+
+class TagHeadConfig(StrictModel):
+    """What stands on the words' states: a projection, below it a BiLSTM if wanted, above it a CRF if wanted."""
+
+    bilstm_size: PositiveInt | None = None
+    crf: bool = False
+    dropout: Dropout = 0.1
+
+
+class TaggingConfig(StrictModel):
+    """A tag for every word: entities in BIO or BIOES, scored by entity F1, or plain tags, scored by accuracy.
+
+    words, tags: columns of a .conll file by number, -1 being the last; elsewhere the names of columns that hold lists.
+    unit: how a plain line is cut for `predict`: at blanks, or into characters.
+    """
+
+    name: Literal["tagging"] = "tagging"
+    words: int | str = 0
+    tags: int | str = -1
+    scheme: Literal["bio", "bioes", "plain"] = "bio"
+    unit: Literal["word", "character"] = "word"
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    head: TagHeadConfig = TagHeadConfig()
+
+
+class SegmentationConfig(StrictModel):
+    """Word segmentation as a tag of B, M, E, S for every character (Xue 2003).
+
+    A line of a .txt file is a sentence, its words between blanks; `text` is the column that holds such in a table.
+    """
+
+    name: Literal["segmentation"] = "segmentation"
+    text: str = "text"
+    head: TagHeadConfig = TagHeadConfig()
+
+
+TaskConfig = Annotated[
+    ClassificationConfig | TaggingConfig | SegmentationConfig,
+    Field(discriminator="name"),
+]
+
+
+class TaskDataConfig(StrictModel):
+    """The labelled files, by suffix .tsv, .csv, .jsonl, .parquet, .conll or .txt, each also .gz.
+
+    columns: the columns' names where a tsv or csv file has no header line.
+    max_length: tokens of a sequence, [CLS] and [SEP] included.
+    overlong: what happens to longer ones. `cut` keeps the beginning (of a pair, of the longer text first); a tagged
+    sentence is split between words instead, so that no tag is lost. `refuse` ends with the line's number.
+    """
+
+    train: str
+    validation: str
+    test: str | None = None
+    columns: Annotated[list[str], Field(min_length=1)] | None = None
+    max_length: Annotated[int, Field(ge=8)] = 128
+    overlong: Literal["cut", "refuse"] = "cut"
+
+
+class TaskTrainConfig(StrictModel):
+    """How long (exactly one of `epochs` and `steps`), in which batches, and which weights move how fast.
+
+    layer_decay: a layer's rate is that of the layer above times this (Howard and Ruder 2018, section 3.2).
+    frozen_layers: the embeddings and so many lowest layers keep their weights; 0 freezes the embeddings alone.
+    stall_minutes: as in pretraining.
+    """
+
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    steps: PositiveInt | None = None
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    log_every_steps: PositiveInt = 10
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    frozen_layers: Annotated[int, Field(ge=0)] | None = None
+    stall_minutes: Annotated[float, Field(gt=0.0)] | None = 30.0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TaskTrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("set exactly one of train.epochs and train.steps")
+        return self
+
+
+class TaskEvaluationConfig(StrictModel):
+    """When the validation file is scored: every so many steps, else at the end of each epoch.
+
+    metric: what decides the best checkpoint; the task's own where it is left out.
+    patience: training ends early after so many evaluations in a row without a better one.
+    batch_tokens: at most so many tokens in one forward pass.
+    """
+
+    every_steps: PositiveInt | None = None
+    metric: str | None = None
+    patience: PositiveInt | None = None
+    batch_tokens: PositiveInt = 8192
+
+
+class FineTuneConfig(RunConfig):
+    """A fine-tuning recipe; with `seeds`, one run for each, and their mean and deviation."""
+
+    start: StartConfig
+    task: TaskConfig
+    data: TaskDataConfig
+    train: TaskTrainConfig
+    evaluation: TaskEvaluationConfig = TaskEvaluationConfig()
+    seeds: Annotated[list[int], Field(min_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> FineTuneConfig:
+        if self.start.model is not None and self.data.max_length > self.start.model.max_positions:
+            raise ValueError(
+                f"data.max_length={self.data.max_length} is longer than start.model.max_positions="
+                f"{self.start.model.max_positions}; raise the latter or shorten the sequences"
+            )
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds names a seed twice")
+        return self

@@ -1,0 +1,87 @@
+"""The files of a fine-tuning recipe as a task, its examples and the encoder's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import ModelConfig
+from trainer.errors import UserError
+from trainer.finetune_config import FineTuneConfig
+from trainer.runtime import Runtime, on_main
+from trainer.task_evaluate import TaskEvaluation
+from trainer.task_start import Start, open_start, prepare_tokenizer, with_dropout
+from trainer.tasks.choose import learn_task, reader_for, texts_of
+from trainer.tasks.examples import Example, Record
+from trainer.tasks.task import Task
+from trainer.tasks.text_tokenizer import TextTokenizer, load_texts
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What training needs of the recipe's files; `start` is None for new weights, `model` the encoder's shape."""
+
+    task: Task
+    start: Start | None
+    model: ModelConfig
+    examples: list[Example]
+    validation: TaskEvaluation
+
+
+def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable[[str], None]) -> TaskData:
+    """Read and check every file of the recipe, the test file too; collective."""
+    start = open_start(config)
+    reader, files = reader_for(config), config.data
+    records = reader.read(Path(files.train), labelled=True)
+    held_out = reader.read(Path(files.validation), labelled=True)
+    task = learn_task(config, records)
+    task.check(records)
+    task.check(held_out)
+    if files.test is not None:
+        task.check(reader.read(Path(files.test), labelled=True))
+    texts = texts_of(config, records)
+    tokenizer = load_texts(on_main(runtime, lambda: prepare_tokenizer(start, config=config, texts=texts)))
+    model = resolve_model(config, start, tokenizer=tokenizer)
+    examples = task.examples(records, tokenizer)
+    validation = TaskEvaluation(
+        task,
+        held_out,
+        tokenizer,
+        metric=config.evaluation.metric,
+        batch_tokens=config.evaluation.batch_tokens,
+        dp_rank=runtime.topology.dp_rank,
+        dp_world_size=runtime.topology.dp_world_size,
+    )
+    report(describe_examples("training", records, examples, max_length=files.max_length))
+    report(describe_examples("validation", held_out, validation.examples, max_length=files.max_length))
+    return TaskData(task, start, model, examples, validation)
+
+
+def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: TextTokenizer) -> ModelConfig:
+    """The encoder's shape with its vocabulary and the recipe's dropout; UserError where tokenizer and model differ."""
+    if start is None:
+        assert config.start.model is not None  # the recipe's check
+        model = config.start.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    else:
+        model = start.model
+    if (model.vocab_size or 0) < tokenizer.vocab_size:
+        raise UserError(
+            f"{config.start.path}: its tokenizer has {tokenizer.vocab_size} pieces and its model only "
+            f"{model.vocab_size}; they do not belong together"
+        )
+    frozen = config.train.frozen_layers
+    if frozen is not None and frozen > model.num_layers:
+        raise UserError(f"train.frozen_layers={frozen}, and the model has {model.num_layers} layers")
+    return with_dropout(model, config.start.dropout)
+
+
+def describe_examples(part: str, records: Sequence[Record], examples: Sequence[Example], *, max_length: int) -> str:
+    """How many records there are and what became of those longer than a sequence: nothing is dropped unsaid."""
+    text = f"{len(records):,} {part} records, {sum(map(len, examples)):,} tokens"
+    if cut := [example for example in examples if example.cut_tokens]:
+        lost = sum(example.cut_tokens for example in cut)
+        text += f"; {len(cut):,} longer than {max_length} were cut, {lost:,} tokens left out"
+    if split := len(examples) - len(records):
+        text += f"; sentences longer than {max_length} were split into {split:,} more sequences"
+    return text

@@ -1,0 +1,58 @@
+"""From a recipe's task section to the task itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
+from trainer.tasks.classification import Classification, weights_of
+from trainer.tasks.classification_records import ClassificationReader
+from trainer.tasks.classification_scores import require_sklearn
+from trainer.tasks.examples import Record
+from trainer.tasks.segmentation import Segmentation, SegmentationReader
+from trainer.tasks.tagging import Tagging, require_seqeval
+from trainer.tasks.tagging_records import TaggingReader
+from trainer.tasks.task import RecordReader, Task
+
+
+def reader_for(config: FineTuneConfig) -> RecordReader:
+    """How the recipe's files are read."""
+    task = config.task
+    if isinstance(task, ClassificationConfig):
+        return ClassificationReader(task, config.data)
+    if isinstance(task, TaggingConfig):
+        return TaggingReader(task, config.data)
+    return SegmentationReader(task, config.data)
+
+
+def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]:
+    """The records' texts as a tokenizer learns from them: each text of a pair, each sentence whole."""
+    task = config.task
+    if isinstance(task, ClassificationConfig):
+        return (text for record in records for text in record.inputs)
+    blank = " " if isinstance(task, TaggingConfig) and task.unit == "word" else ""
+    return (blank.join(record.inputs) for record in records)
+
+
+def learn_task(config: FineTuneConfig, records: Sequence[Record]) -> Task:
+    """The task with the labels, and their weights, of the training records; UserError where it could not be scored."""
+    task = config.task
+    if isinstance(task, ClassificationConfig):
+        require_sklearn()
+        labels = Classification.find_labels(task, records)
+        weights = weights_of(task, labels=labels, records=records)
+        return Classification(task, config.data, labels=labels, class_weights=weights)
+    if isinstance(task, TaggingConfig):
+        require_seqeval()
+        return Tagging(task, config.data, labels=Tagging.find_labels(task, records))
+    return Segmentation(task, config.data)
+
+
+def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
+    """The task of a trained run, whose labels are known, to score and predict; its loss is without class weights."""
+    task = config.task
+    if isinstance(task, ClassificationConfig):
+        return Classification(task, config.data, labels=labels)
+    if isinstance(task, TaggingConfig):
+        return Tagging(task, config.data, labels=labels)
+    return Segmentation(task, config.data)
