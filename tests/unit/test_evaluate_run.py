@@ -12,6 +12,7 @@ from trainer.checkpoint_files import record_file, seal, write_json
 from trainer.errors import UserError
 from trainer.evaluate_run import evaluate_run
 from trainer.metrics import read_records
+from trainer.recipe import dump_config, load_any_recipe
 
 
 def test_it_is_what_training_measured_at_that_step(tiny_run: Path) -> None:
@@ -53,9 +54,7 @@ def reseal_with(checkpoint: Path, **changed: object) -> None:
 
 def test_a_recipe_without_evaluation_has_nothing_to_evaluate(tiny_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    recipe = (run / "config.yaml").read_text()
-    before, _, after = recipe.partition("evaluation:\n")
-    section_end = after.index("checkpoint:")
-    (run / "config.yaml").write_text(f"{before}evaluation: null\n{after[section_end:]}")
+    recipe = load_any_recipe(str(run / "config.yaml"), overrides=["evaluation=null"])
+    (run / "config.yaml").write_text(dump_config(recipe))
     with pytest.raises(UserError, match="its recipe sets evaluation: null, so there are no held-out rows to evaluate"):
         evaluate_run(run, which="latest")
