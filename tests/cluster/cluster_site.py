@@ -64,3 +64,8 @@ class Site(NamedTuple):
         path = cwd / "hostfile"
         path.write_text("".join(f"{host} slots={slots}\n" for host in hosts))
         return path
+
+
+def ranks_on(site: Site, host: str) -> list[str]:
+    """Pids, as the host counts them, of the trainers on it."""
+    return site.hosts.run(host, "pgrep", "-f", "trainer pretrain", expect=None).stdout.split()

@@ -86,18 +86,16 @@ class Hosts:
 
     def boot(self, name: str) -> None:
         """Power on, and wait until sshd answers."""
-        argv = ["ip", "netns", "exec", self._namespace(name), "unshare", "--uts", "--pid", "--fork", "--mount-proc"]
-        argv += ["--kill-child", "bash", str(INIT), name, str(self.etc(name))]
+        # A host ends with the tests, however they end.
+        argv = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._namespace(name)]
+        argv += ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        argv += ["bash", str(INIT), name, str(self.etc(name))]
         with (self.folder / f"{name}.boot.log").open("ab") as log:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_until(lambda: children.read_text().strip(), what=f"{name} to start")
         self._running[name] = (process, int(children.read_text()))
         wait_until(lambda: "LISTEN" in self._listening(name), what=f"sshd of {name}")
-
-    def is_on(self, name: str) -> bool:
-        """Whether a host runs."""
-        return name in self._running
 
     def power_off(self, name: str) -> None:
         """End a host and everything on it at once, as a power cut does; its cable goes first, so that nobody hears."""
