@@ -21,7 +21,8 @@ def _run(options: argparse.Namespace) -> int:
     config = load_recipe(options.recipe, overrides=options.overrides)
     import torch
 
-    from trainer.check import check_recipe, describe
+    from trainer.check import check_recipe
+    from trainer.check_text import describe
     from trainer.runtime import started_process_bytes
 
     device_type = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
