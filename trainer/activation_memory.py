@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,26 @@ _GIB = 1 << 30
 Step = Callable[[int], Tensor]
 
 
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch: of each encoder layer, and of all that is no layer, logits left out."""
+
+    a_layer: int
+    outside: int
+
+    def of_layers(self, layers: int) -> int:
+        """Bytes of so many layers and all that is none."""
+        return self.a_layer * layers + self.outside
+
+
 def measure_activations(
     model: ModelConfig, *, documents: Sequence[int], precision: str, resident: bool, recompute: bool = False
-) -> int:
-    """Bytes that documents of these lengths take in a forward and backward pass, logits left out.
+) -> Activations:
+    """What documents of these lengths take in a forward and backward pass.
 
-    A part of the tokens goes through up to three layers; what a layer adds is scaled to the model's layers and all
-    tokens. `resident`: measured as memory of this process, where the system tells it, rather than as saved tensors.
-    `recompute`: with layers that keep their input only.
+    A part of the tokens goes through two and through three layers, and is scaled to all tokens. `resident`: measured
+    as memory of this process, where the system tells it, rather than as saved tensors. `recompute`: with layers that
+    keep their input only.
     """
     resident = resident and _CLEAR_REFS.exists()
     taken, tokens = (resident_bytes, _RESIDENT_TOKENS) if resident else (saved_bytes, _SAVED_TOKENS)
@@ -54,8 +67,10 @@ def measure_activations(
         sizes[layers] = taken(_step(small, lengths=lengths, precision=precision, recompute=recompute))
     few, more = min(sizes), max(sizes)
     a_layer = (sizes[more] - sizes[few]) // max(1, more - few)
-    whole = sizes[more] + a_layer * (model.num_layers - more)
-    return max(0, whole * sum(documents) // sum(lengths))
+    scale = sum(documents) / sum(lengths)
+    return Activations(
+        a_layer=max(0, round(a_layer * scale)), outside=max(0, round((sizes[more] - a_layer * more) * scale))
+    )
 
 
 def sample_lengths(lengths: Sequence[int], *, tokens: int) -> list[int]:

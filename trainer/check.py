@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from data_pipeline.shards import BlockStore
 from trainer.activation_memory import sample_lengths
 from trainer.config import Config, TokenizerConfig
 from trainer.ds_config import DeepSpeedPlan
-from trainer.memory_plan import MemoryPlan, MicroBatch, Weights, checkpoint_bytes, count_weights, plan_memory
+from trainer.memory_plan import MemoryPlan, MicroBatch, StageShare, Weights, checkpoint_bytes, plan_memory, plan_stages
 from trainer.phases import phases_of
 from trainer.prepare import local_shards
-from trainer.setup import resolve, shortened, validation_for
+from trainer.setup import resolve, shortened, stage_bounds, validation_for
 from trainer.show_config import layout_for
 from trainer.topology import BatchPlan
 
@@ -42,7 +43,8 @@ class RowFacts:
 class Check:
     """Everything that was found; a recipe that cannot run has raised UserError instead.
 
-    rows: of each phase, empty while shards are still to be made. memory: of the phase that takes most.
+    rows: of each phase, empty while shards are still to be made. stages: of the pipeline, one where there
+    is none. memory: of the phase and stage that take most.
     """
 
     config: Config
@@ -51,6 +53,7 @@ class Check:
     notes: tuple[str, ...]
     rows: tuple[RowFacts, ...]
     weights: Weights
+    stages: tuple[StageShare, ...]
     memory: MemoryPlan
     checkpoint_bytes: int
     checkpoints_kept: int
@@ -75,10 +78,15 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
         validation_for(config, corpus)
     phases = phases_of(config)
     rows = tuple(_row_facts(phase.config, corpus) for phase in phases) if corpus else ()
+    cut = partial(
+        plan_stages, config.model, micro_batches=batch_plan.grad_accum_steps, candidates=config.objective.candidates
+    )
+    stages = cut(bounds=stage_bounds(config))
     plans = [
         plan_memory(
             config.model,
             optimizer=config.optimizer,
+            stages=stages,
             micro_batch=_micro_batch(phase.config, rows[phase.number] if rows else None),
             precision=ds_plan.precision,
             zero_stage=ds_plan.zero_stage,
@@ -86,12 +94,11 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
             bucket_elements=int(ds_plan.config["zero_optimization"]["reduce_bucket_size"]),
             program_bytes=program_bytes,
             resident=device_type == "cpu",
-            candidates=config.objective.candidates,
             recompute=config.parallel.activation_checkpointing,
         )
         for phase in phases
     ]
-    weights = count_weights(config.model, candidates=config.objective.candidates)
+    (whole,) = cut(bounds=[0, config.model.num_layers + 2])
     kept = config.checkpoint
     return Check(
         config=config,
@@ -99,9 +106,10 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
         ds_plan=ds_plan,
         notes=tuple(notes),
         rows=rows,
-        weights=weights,
+        weights=whole.weights,
+        stages=tuple(stages),
         memory=max(plans, key=lambda plan: plan.peak_bytes),
-        checkpoint_bytes=checkpoint_bytes(config.optimizer, weights=weights, weights_only=kept.weights_only),
+        checkpoint_bytes=checkpoint_bytes(config.optimizer, weights=whole.weights, weights_only=kept.weights_only),
         # The last ones, the best, and the one that is being written before the oldest goes.
         checkpoints_kept=kept.keep_last + (config.evaluation is not None) + 1,
     )

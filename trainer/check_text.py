@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from trainer.check import Check
+from trainer.memory_plan import StageShare
 from trainer.phases import Phase, phases_of
 
 _GIB = 1 << 30
@@ -16,6 +17,8 @@ def describe(check: Check, *, world_size: int) -> list[str]:
     lines = []
     for phase in phases_of(check.config):
         lines += _describe_phase(phase, check=check)
+    if len(check.stages) > 1:
+        lines.append("stages         " + " | ".join(_stage(stage) for stage in check.stages))
     lines += [
         f"lanes          {lanes}: {lanes // replicas} a replica",
         f"engine         ZeRO stage {check.ds_plan.zero_stage}, {check.ds_plan.precision}",
@@ -32,6 +35,13 @@ def describe(check: Check, *, world_size: int) -> list[str]:
     ]
     parts = {name.removesuffix("_bytes"): size for name, size in vars(check.memory).items()}
     return [*lines, *(f"  {name:<13}{_gib(size)}" for name, size in parts.items() if size)]
+
+
+def _stage(stage: StageShare) -> str:
+    head = " and the head" if stage.has_head else ""
+    return (
+        f"{stage.layers} layers{head}, {stage.weights.parameters:,} weights, {stage.in_flight} micro-batches at a time"
+    )
 
 
 def _describe_phase(phase: Phase, *, check: Check) -> list[str]:

@@ -5,13 +5,16 @@ What ZeRO keeps where is counted from the number of parameters (Rajbhandari et a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 from trainer.activation_memory import measure_activations
 from trainer.config import ModelConfig
 from trainer.model.create import create_model, parameter_groups
+from trainer.model.pipeline_stage import Stage
 from trainer.optimizer_config import MuonConfig, OptimizerConfig, SGDConfig
 
 _FP32_BYTES = 4
@@ -56,16 +59,27 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Weights:
-    """How many numbers the model has: in all, and of them in matrices of the encoder's layers."""
+    """How many numbers a model has: in all, and of them in matrices of the encoder's layers; tied ones count once."""
 
     parameters: int
     in_matrices: int
+
+
+@dataclass(frozen=True)
+class StageShare:
+    """What the ranks of one pipeline stage hold, and of how many micro-batches at a time."""
+
+    weights: Weights
+    layers: int
+    has_head: bool
+    in_flight: int
 
 
 def plan_memory(
     model: ModelConfig,
     *,
     optimizer: OptimizerConfig,
+    stages: Sequence[StageShare],
     micro_batch: MicroBatch,
     precision: str,
     zero_stage: int,
@@ -73,28 +87,65 @@ def plan_memory(
     bucket_elements: int,
     program_bytes: int,
     resident: bool,
-    candidates: int | None = None,
     recompute: bool = False,
 ) -> MemoryPlan:
-    """The plan of the fullest rank; runs a few layers of the model in this process. `model.vocab_size` is set.
+    """The plan of the fullest stage's ranks; runs a few layers of the model in this process. `vocab_size` is set.
 
     `bucket_elements` bounds what is flattened for one collective, `program_bytes` is what a process takes before it
-    has a model (0 where the memory of a GPU is meant); `resident` and `recompute` as for `measure_activations`,
-    `candidates` the sequences of one pair prediction, if any.
+    has a model (0 where the memory of a GPU is meant); `resident` and `recompute` as for `measure_activations`.
     """
-    weights = count_weights(model, candidates=candidates)
-    states = plan_states(
-        weights,
-        optimizer=optimizer,
-        half=precision != "fp32",
-        zero_stage=zero_stage,
-        dp_world_size=dp_world_size,
-        bucket=min(weights.parameters, bucket_elements),
+    activations = measure_activations(
+        model, documents=micro_batch.documents, precision=precision, resident=resident, recompute=recompute
     )
-    activations = measure_activations(model, documents=micro_batch.documents, precision=precision, resident=resident)
     # log-softmax saves its output; going back, the gradients of that and of the logits stand beside it.
     logits = 3 * _FP32_BYTES * micro_batch.predicted * (model.vocab_size or 0)
-    return MemoryPlan(**states, activations_bytes=activations, logits_bytes=logits, program_bytes=program_bytes)
+    plans = [
+        MemoryPlan(
+            **plan_states(
+                stage.weights,
+                optimizer=optimizer,
+                half=precision != "fp32",
+                zero_stage=zero_stage,
+                dp_world_size=dp_world_size,
+                bucket=min(stage.weights.parameters, bucket_elements),
+            ),
+            activations_bytes=activations.of_layers(stage.layers) * stage.in_flight,
+            logits_bytes=logits if stage.has_head else 0,
+            program_bytes=program_bytes,
+        )
+        for stage in stages
+    ]
+    return max(plans, key=lambda plan: plan.peak_bytes)
+
+
+def plan_stages(
+    model: ModelConfig, *, bounds: Sequence[int], micro_batches: int, candidates: int | None = None
+) -> list[StageShare]:
+    """What each stage holds of a model cut at `bounds` (`trainer.setup.stage_bounds`), one stage being all of it.
+
+    Stage k of n has up to n - k micro-batches under way at a time (Narayanan et al. 2019, the one-forward-one-backward
+    schedule). `candidates`: the sequences of one pair prediction, if any.
+    """
+    with torch.device("meta"):
+        network = create_model(model, seed=0, candidates=candidates)
+    matrices = {id(one) for one in parameter_groups(network, weight_decay=0.0, muon=True)[0]["params"]}
+    num_stages, head = len(bounds) - 1, model.num_layers + 1
+    shares = []
+    for number, (first, last) in enumerate(pairwise(bounds)):
+        held = network if num_stages == 1 else Stage(network, first=first, last=last)
+        parameters = list(held.parameters())
+        shares.append(
+            StageShare(
+                weights=Weights(
+                    parameters=sum(one.numel() for one in parameters),
+                    in_matrices=sum(one.numel() for one in parameters if id(one) in matrices),
+                ),
+                layers=min(last, head) - max(first, 1),
+                has_head=last == head + 1,
+                in_flight=min(num_stages - number, micro_batches),
+            )
+        )
+    return shares
 
 
 def plan_states(
@@ -144,14 +195,3 @@ def checkpoint_bytes(optimizer: OptimizerConfig, *, weights: Weights, weights_on
     copies = 1 + (optimizer.ema_decay is not None)
     state = 0 if weights_only else optimizer_state_bytes(optimizer, weights=weights)
     return weights.parameters * _FP32_BYTES * copies + state
-
-
-def count_weights(model: ModelConfig, *, candidates: int | None = None) -> Weights:
-    """Weights of the encoder and its pretraining heads; tied ones count once."""
-    with torch.device("meta"):
-        network = create_model(model, seed=0, candidates=candidates)
-    matrices = parameter_groups(network, weight_decay=0.0, muon=True)[0]["params"]
-    return Weights(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        in_matrices=sum(parameter.numel() for parameter in matrices),
-    )

@@ -16,8 +16,8 @@ MODEL = ModelConfig(
 )
 
 
-def measured(model=MODEL, *, documents=(64,) * 4, precision="fp32", resident=False):
-    return measure_activations(model, documents=documents, precision=precision, resident=resident)
+def measured(model=MODEL, *, documents=(64,) * 4, precision="fp32", recompute=False):
+    return measure_activations(model, documents=documents, precision=precision, resident=False, recompute=recompute)
 
 
 def test_a_sample_of_documents_is_spread_as_all_of_them():
@@ -47,16 +47,21 @@ def test_resident_growth_is_what_a_step_touches_and_lets_go_again():
     assert 39 * MIB < resident_bytes(step) < 48 * MIB
 
 
-def test_layers_and_tokens_beyond_the_measured_ones_are_scaled_to():
-    three, five, seven = (measured(MODEL.model_copy(update={"num_layers": layers})) for layers in (3, 5, 7))
-    assert seven - five == five - three > 0
-    many = measured(documents=(64,) * 128)
-    assert many == 2 * measured(documents=(64,) * 64)
+def test_what_a_layer_adds_is_told_from_the_rest():
+    found = measured()
+    assert found.a_layer > 0
+    assert found.outside > 0
+    assert found.of_layers(5) - found.of_layers(3) == 2 * found.a_layer
+    assert measured(documents=(64,) * 128).a_layer == 16 * measured(documents=(64,) * 8).a_layer
 
 
 def test_what_saves_more_tensors_takes_more():
-    plain = measured()
-    assert measured(MODEL.model_copy(update={"attention_dropout": 0.1})) > plain
-    assert measured(MODEL.model_copy(update={"hidden_dropout": 0.1})) > plain
-    assert measured(precision="bf16") < 0.7 * plain
-    assert measured(documents=(4,) * 64) < plain
+    plain = measured().a_layer
+    assert measured(MODEL.model_copy(update={"attention_dropout": 0.1})).a_layer > plain
+    assert measured(MODEL.model_copy(update={"hidden_dropout": 0.1})).a_layer > plain
+    assert measured(precision="bf16").a_layer < 0.7 * plain
+    assert measured(documents=(4,) * 64).a_layer < plain
+
+
+def test_recomputed_layers_keep_their_input_only():
+    assert measured(recompute=True).a_layer == 4 * 64 * 64 * 4

@@ -78,6 +78,16 @@ def test_phases_have_lines_of_their_own_and_the_fullest_one_s_memory(check):
     assert len(found.rows) == 2
 
 
+def test_stages_have_their_layers_and_weights_said(check):
+    found = check("model.num_layers=3", "parallel.num_stages=2", world_size=4)
+    assert found.batch_plan.dp_world_size == 2
+    assert [stage.layers for stage in found.stages] == [2, 1]
+    # Both ends hold the word embeddings.
+    assert sum(stage.weights.parameters for stage in found.stages) - found.weights.parameters == 300 * 16
+    stages = line(describe(found, world_size=4), "stages")
+    assert stages.startswith(f"2 layers, {found.stages[0].weights.parameters:,} weights, 2 micro-batches at a time | 1")
+
+
 def test_a_recipe_whose_shards_are_still_to_be_made_is_checked_for_full_rows(check):
     found = check(*TEXT, "tokenizer.vocab_size=777")
     assert found.config.model.vocab_size == 777

@@ -1,7 +1,7 @@
 import pytest
 
 from trainer.config import ModelConfig
-from trainer.memory_plan import Weights, checkpoint_bytes, count_weights, optimizer_state_bytes, plan_states
+from trainer.memory_plan import StageShare, Weights, checkpoint_bytes, optimizer_state_bytes, plan_stages, plan_states
 from trainer.optimizer_config import AdamConfig, AdamWConfig, LambConfig, MuonConfig, SGDConfig, StableAdamWConfig
 
 WEIGHTS = Weights(parameters=1000, in_matrices=600)
@@ -52,12 +52,28 @@ def test_zero_cuts_up_what_its_stage_says(half, stage, expected):
     assert states == dict(zip(names, expected, strict=True))
 
 
+MODEL = ModelConfig(
+    hidden_size=4, num_layers=2, num_heads=2, intermediate_size=8, max_positions=6, type_vocab_size=2, vocab_size=10
+)
+MATRICES = 4 * 4 * 4 + 2 * 4 * 8
+LAYER = MATRICES + 4 * 4 + 8 + 4 + 2 * 8
+EMBEDDINGS = (10 + 6 + 2) * 4 + 8
+HEAD = 4 * 4 + 4 + 8 + 10
+
+
 def test_weights_are_counted_once_though_two_modules_share_them():
-    model = ModelConfig(
-        hidden_size=4, num_layers=2, num_heads=2, intermediate_size=8, max_positions=6, type_vocab_size=2, vocab_size=10
-    )
-    matrices = 2 * (4 * 4 * 4 + 2 * 4 * 8)
-    embeddings = (10 + 6 + 2) * 4 + 8
-    rest_of_layers = 2 * (4 * 4 + 8 + 4 + 2 * 8)
-    head = 4 * 4 + 4 + 8 + 10
-    assert count_weights(model) == Weights(matrices + embeddings + rest_of_layers + head, in_matrices=matrices)
+    (whole,) = plan_stages(MODEL, bounds=[0, 4], micro_batches=5)
+    assert whole == StageShare(Weights(EMBEDDINGS + 2 * LAYER + HEAD, 2 * MATRICES), 2, has_head=True, in_flight=1)
+
+
+def test_pair_heads_are_counted_too():
+    (paired,) = plan_stages(MODEL, bounds=[0, 4], micro_batches=5, candidates=1)
+    (plain,) = plan_stages(MODEL, bounds=[0, 4], micro_batches=5)
+    assert paired.weights.parameters - plain.weights.parameters == (4 * 4 + 4) + (2 * 4 + 2)
+
+
+def test_each_stage_holds_its_units_and_the_tied_matrix_at_both_ends():
+    first, last = plan_stages(MODEL, bounds=[0, 2, 4], micro_batches=5)
+    assert first == StageShare(Weights(EMBEDDINGS + LAYER, MATRICES), 1, has_head=False, in_flight=2)
+    assert last == StageShare(Weights(LAYER + HEAD + 10 * 4, MATRICES), 1, has_head=True, in_flight=1)
+    assert [stage.in_flight for stage in plan_stages(MODEL, bounds=[0, 1, 2, 4], micro_batches=2)] == [2, 2, 1]
