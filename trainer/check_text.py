@@ -39,9 +39,8 @@ def describe(check: Check, *, world_size: int) -> list[str]:
 
 def _stage(stage: StageShare) -> str:
     head = " and the head" if stage.has_head else ""
-    return (
-        f"{stage.layers} layers{head}, {stage.weights.parameters:,} weights, {stage.in_flight} micro-batches at a time"
-    )
+    layers = f"{stage.layers} layer{'' if stage.layers == 1 else 's'}{head}"
+    return f"{layers}: {stage.weights.parameters:,} weights, micro-batches at a time {stage.in_flight}"
 
 
 def _describe_phase(phase: Phase, *, check: Check) -> list[str]:

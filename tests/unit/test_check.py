@@ -81,11 +81,12 @@ def test_phases_have_lines_of_their_own_and_the_fullest_one_s_memory(check):
 def test_stages_have_their_layers_and_weights_said(check):
     found = check("model.num_layers=3", "parallel.num_stages=2", world_size=4)
     assert found.batch_plan.dp_world_size == 2
-    assert [stage.layers for stage in found.stages] == [2, 1]
+    assert [stage.layers for stage in found.stages] == [1, 2]
     # Both ends hold the word embeddings.
     assert sum(stage.weights.parameters for stage in found.stages) - found.weights.parameters == 300 * 16
     stages = line(describe(found, world_size=4), "stages")
-    assert stages.startswith(f"2 layers, {found.stages[0].weights.parameters:,} weights, 2 micro-batches at a time | 1")
+    first, last = (f"{stage.weights.parameters:,} weights, micro-batches at a time" for stage in found.stages)
+    assert stages == f"1 layer: {first} 2 | 2 layers and the head: {last} 1"
 
 
 def test_a_recipe_whose_shards_are_still_to_be_made_is_checked_for_full_rows(check):
