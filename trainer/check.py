@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from data_pipeline.corpus import Corpus, open_corpus
-from data_pipeline.from_recipe import reader_for
+import numpy as np
+
+from data_pipeline.corpus import Corpus, Source, open_corpus
+from data_pipeline.from_recipe import loader_for, reader_for
+from data_pipeline.hashing import Int64Array
 from data_pipeline.manifest import load_manifest
 from data_pipeline.objective import masker_for
+from data_pipeline.packing import FRAME_TOKENS, cut_documents
 from data_pipeline.shards import BlockStore
+from trainer.activation_memory import sample_lengths
 from trainer.config import Config, TokenizerConfig
 from trainer.ds_config import DeepSpeedPlan
-from trainer.memory_plan import MemoryPlan, MicroBatch, count_parameters, plan_memory
-from trainer.phases import Phase, phases_of
+from trainer.memory_plan import MemoryPlan, MicroBatch, StageShare, Weights, checkpoint_bytes, plan_memory, plan_stages
+from trainer.phases import phases_of
 from trainer.prepare import local_shards
+from trainer.setup import resolve, shortened, stage_bounds, validation_for
 from trainer.show_config import layout_for
 from trainer.topology import BatchPlan
-
-# fp32 weights and AdamW's two moments.
-_CHECKPOINT_BYTES_A_WEIGHT = 12
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class RowFacts:
     """What a phase reads from the shards, known once they are built.
 
-    rows_an_epoch: until a source begins again. document_tokens: mean length of the document that a token is in.
+    rows_an_epoch: until a source begins again. documents: lengths of the documents of one micro-batch, in tokens,
+    spread as they are in the sources.
     """
 
     rows_an_epoch: int
-    document_tokens: int
+    documents: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Check:
-    """Everything that was found; a recipe that cannot run has raised UserError instead."""
+    """Everything that was found; a recipe that cannot run has raised UserError instead.
+
+    rows: of each phase, empty while shards are still to be made. stages: of the pipeline, one where there
+    is none. memory: of the phase and stage that take most.
+    """
 
     config: Config
     batch_plan: BatchPlan
     ds_plan: DeepSpeedPlan
-    rows: list[RowFacts]
-    parameters: int
+    notes: tuple[str, ...]
+    rows: tuple[RowFacts, ...]
+    weights: Weights
+    stages: tuple[StageShare, ...]
     memory: MemoryPlan
     checkpoint_bytes: int
     checkpoints_kept: int
@@ -53,50 +63,63 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
     """Check a recipe for a job of `world_size` processes on devices of that type ("cpu", "cuda").
 
     Raises UserError for whatever would stop it at its start: a batch that cannot be split, a pair that cannot work, a
-    precision that the device lacks, shards that are not there.
+    precision that the device lacks, shards that are not there or hold no validation text, data that ends too soon.
     """
     batch_plan, ds_plan = layout_for(config, world_size=world_size, device_type=device_type)
-    phases = phases_of(config)
+    notes = [*ds_plan.notes]
     corpus = _corpus(config)
-    rows = [_row_facts(phase.config, corpus) for phase in phases] if corpus else []
-    model = config.model
-    if model.vocab_size is None:
-        model = model.model_copy(update={"vocab_size": _vocab_size(config)})
-    memory = max(
-        (
-            plan_memory(
-                model,
-                micro_batch=_micro_batch(phase.config, rows[phase.number] if rows else None),
-                precision=ds_plan.precision,
-                zero_stage=ds_plan.zero_stage,
-                dp_world_size=batch_plan.dp_world_size,
-                bucket_elements=int(ds_plan.config["zero_optimization"]["reduce_bucket_size"]),
-                program_bytes=program_bytes,
-                candidates=config.objective.candidates,
-            )
-            for phase in phases
-        ),
-        key=lambda plan: plan.peak_bytes,
+    if corpus is None:
+        model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or _vocab_size(config)})
+        config = config.model_copy(update={"model": model})
+    else:
+        config = resolve(config, corpus.manifest)
+        loader = loader_for(config, corpus, dp_rank=0, dp_world_size=batch_plan.dp_world_size)
+        config = shortened(config, steps=loader.num_steps, report=notes.append)
+        validation_for(config, corpus)
+    phases = phases_of(config)
+    rows = tuple(_row_facts(phase.config, corpus) for phase in phases) if corpus else ()
+    cut = partial(
+        plan_stages, config.model, micro_batches=batch_plan.grad_accum_steps, candidates=config.objective.candidates
     )
-    parameters = count_parameters(model, candidates=config.objective.candidates)
+    stages = cut(bounds=stage_bounds(config))
+    plans = [
+        plan_memory(
+            config.model,
+            optimizer=config.optimizer,
+            stages=stages,
+            micro_batch=_micro_batch(phase.config, rows[phase.number] if rows else None),
+            precision=ds_plan.precision,
+            zero_stage=ds_plan.zero_stage,
+            dp_world_size=batch_plan.dp_world_size,
+            bucket_elements=int(ds_plan.config["zero_optimization"]["reduce_bucket_size"]),
+            program_bytes=program_bytes,
+            resident=device_type == "cpu",
+            recompute=config.parallel.activation_checkpointing,
+        )
+        for phase in phases
+    ]
+    (whole,) = cut(bounds=[0, config.model.num_layers + 2])
+    kept = config.checkpoint
     return Check(
         config=config,
         batch_plan=batch_plan,
         ds_plan=ds_plan,
+        notes=tuple(notes),
         rows=rows,
-        parameters=parameters,
-        memory=memory,
-        checkpoint_bytes=parameters * _CHECKPOINT_BYTES_A_WEIGHT,
+        weights=whole.weights,
+        stages=tuple(stages),
+        memory=max(plans, key=lambda plan: plan.peak_bytes),
+        checkpoint_bytes=checkpoint_bytes(config.optimizer, weights=whole.weights, weights_only=kept.weights_only),
         # The last ones, the best, and the one that is being written before the oldest goes.
-        checkpoints_kept=config.checkpoint.keep_last + (config.evaluation is not None) + 1,
+        checkpoints_kept=kept.keep_last + (config.evaluation is not None) + 1,
     )
 
 
 def _micro_batch(config: Config, rows: RowFacts | None) -> MicroBatch:
-    length = config.data.max_seq_len
-    tokens = config.train.micro_batch_size * length
-    document_tokens = min(rows.document_tokens, length) if rows else length
-    return MicroBatch(tokens, document_tokens, round(tokens * config.objective.mask_rate.highest))
+    """A micro-batch of the phase; while lengths are unknown, of documents that fill a row each."""
+    length, size = config.data.max_seq_len, config.train.micro_batch_size
+    documents = rows.documents if rows else (length,) * size
+    return MicroBatch(documents, predicted=round(sum(documents) * config.objective.mask_rate.highest))
 
 
 def _vocab_size(config: Config) -> int:
@@ -117,63 +140,18 @@ def _corpus(config: Config) -> Corpus | None:
 
 def _row_facts(config: Config, corpus: Corpus) -> RowFacts:
     masker_for(config, corpus, seed=config.seed)
-    squares = tokens = 0
+    reader = reader_for(config, corpus, split="train", seed=config.seed)
+    whole = sum(source.weight for source in corpus.sources)
+    documents: list[int] = []
     for source in corpus.sources:
-        for lengths in BlockStore(source.folder, manifest=source.manifest, split="train").iter_lengths():
-            cut = lengths.clip(max=config.data.max_seq_len).astype(float)
-            squares += int((cut * cut).sum())
-            tokens += int(cut.sum())
-    rows = reader_for(config, corpus, split="train", seed=config.seed).rows_before_repeat
-    return RowFacts(rows_an_epoch=rows, document_tokens=max(1, squares // max(tokens, 1)))
+        lengths = np.concatenate([*_piece_lengths(source, max_seq_len=config.data.max_seq_len)])
+        a_row = float(lengths.mean()) if config.data.packing == "padded" else config.data.max_seq_len
+        tokens = config.train.micro_batch_size * a_row * source.weight / whole
+        documents += sample_lengths(lengths.tolist(), tokens=round(tokens))
+    return RowFacts(rows_an_epoch=reader.rows_before_repeat, documents=tuple(documents))
 
 
-def describe(check: Check, *, world_size: int) -> list[str]:
-    """The findings as lines for a person."""
-    plan = check.batch_plan
-    lines = []
-    for phase in phases_of(check.config):
-        lines += _describe_phase(phase, check=check)
-    lines += [
-        f"lanes          {check.config.data.lanes}: {check.config.data.lanes // plan.dp_world_size} a replica",
-        f"engine         ZeRO stage {check.ds_plan.zero_stage}, {check.ds_plan.precision}",
-        *(f"note           {note}" for note in check.ds_plan.notes),
-    ]
-    if not check.rows:
-        lines.append("rows           known once the shards are built from the recipe's text")
-    lines += [
-        f"weights        {check.parameters:,}",
-        f"checkpoint     {_gib(check.checkpoint_bytes)}; up to {check.checkpoints_kept} at once: "
-        f"{_gib(check.checkpoint_bytes * check.checkpoints_kept)} of disk",
-        f"memory         {_gib(check.memory.peak_bytes)} a process, "
-        f"{_gib(check.memory.peak_bytes * world_size)} in all",
-    ]
-    for name, size in vars(check.memory).items():
-        lines.append(f"  {name.removesuffix('_bytes'):<13}{_gib(size)}")
-    return lines
-
-
-def _describe_phase(phase: Phase, *, check: Check) -> list[str]:
-    """Batches, steps and rows of a phase, under a heading of its own where there are several."""
-    train, replicas = phase.config.train, check.batch_plan.dp_world_size
-    steps = train.steps
-    lines = [f"phase {phase.number}        steps {phase.first_step:,} to {phase.first_step + steps:,}"]
-    for first, rows in phase.batch_sizes.stages():
-        micro_batches = rows // (train.micro_batch_size * replicas)
-        since = f", from step {first:,}" if train.batch_warmup else ""
-        lines.append(
-            f"batch          {rows} rows = {train.micro_batch_size} a micro-batch x {micro_batches} micro-batches x "
-            f"{replicas} replicas{since}"
-        )
-    positions = train.global_batch_size * phase.config.data.max_seq_len
-    lines.append(f"step           {positions:,} token positions; {steps:,} steps")
-    if check.rows:
-        an_epoch = check.rows[phase.number].rows_an_epoch
-        epochs = phase.batch_sizes.rows_before(steps) / an_epoch
-        what = "phase" if check.config.phases else "run"
-        lines.append(f"rows           {an_epoch:,} an epoch; the {what} is {epochs:.2f} epochs")
-    return lines if check.config.phases else lines[1:]
-
-
-def _gib(size: int) -> str:
-    digits = 2 if size >= _GIB or not size else max(2, 1 - math.floor(math.log10(size / _GIB)))
-    return f"{size / _GIB:.{min(digits, 4)}f} GiB"
+def _piece_lengths(source: Source, *, max_seq_len: int) -> Iterator[Int64Array]:
+    store = BlockStore(source.folder, manifest=source.manifest, split="train")
+    for lengths in store.iter_lengths():
+        yield cut_documents(lengths, max_seq_len=max_seq_len).length.astype(np.int64) + FRAME_TOKENS

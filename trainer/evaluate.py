@@ -125,6 +125,10 @@ class Validation:
         weights = [self._term_weights[name] for name in names]
         return EvaluationResult(loss=weighted_mean(losses, counts, weights), terms=terms)
 
+    def first_rows(self, count: int) -> Batch:
+        """The first of the rows, masked as they are evaluated; the same on every rank."""
+        return self._masker.apply(self._reader.read(np.arange(min(count, self._reader.rows_before_repeat))))
+
     def unigram_baseline(self, *, vocab_size: int) -> UnigramBaseline:
         """Entropy over all maskable tokens of the rows; the most frequent one's rate among the masked."""
         tokens = np.zeros(vocab_size, dtype=np.int64)

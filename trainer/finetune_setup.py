@@ -57,6 +57,10 @@ class FineTuneRun:
     spikes: None = None
     skipped: None = None
     phase_first_step: int = 0
+    log_layer_norms: bool = False
+
+    def examples(self, checkpoint: CheckpointReader) -> None:
+        """There are none: `trainer predict` shows what a fine-tuned model says."""
 
     @property
     def log_every_steps(self) -> int:

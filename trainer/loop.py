@@ -54,6 +54,8 @@ class Trainer:
         self._sources = run.source_names
         self._uncollected_tokens = np.zeros(len(self._sources), dtype=np.int64)
         self._skips = SkipReport(run.skipped, report=progress.message) if run.skipped is not None else None
+        self._shown_step = run.state.step
+        self._scores: dict[str, float] = {}
         self._guard = run.spikes
         self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
@@ -101,7 +103,9 @@ class Trainer:
                 if self._evaluate_when_due() or time_to_save or self._patience_is_over():
                     self.save()
                 self._writer.poll()
-        self._writer.wait()
+        self._wait_for_checkpoint()
+        if self._scores:  # there are none where the run was at its end already
+            self._metrics.write_hyperparameters(config.model_dump(), scores=self._scores)
 
     def _patience_is_over(self) -> bool:
         """Whether the last evaluations, as many as the run's patience, were all worse than the best one."""
@@ -142,8 +146,10 @@ class Trainer:
             "memory/peak_gib": peak_memory_gib(runtime.device),
             **(self._skips.collect() if self._skips is not None else {}),
             **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
+            **(self.run.engine.layer_norms() if self.run.log_layer_norms else {}),
         }
         self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
+        self._scores["train/loss"] = loss
         self._progress.report(state.step, metrics=values)
         if not math.isfinite(loss):
             self._writer.wait()
@@ -229,6 +235,7 @@ class Trainer:
             result = run.evaluate(poll=self._poll)
         state.evaluation_pending = False
         self._metrics.write(result.metrics(), step=state.step, applied_steps=state.applied_steps)
+        self._scores |= result.metrics()
         self._progress.message(f"step {state.step}: {result.summary()}")
         return state.offer_best(result.score)
 
@@ -238,7 +245,7 @@ class Trainer:
         self._collect_tokens()
         began_s = time.monotonic()
         # First, so that host memory holds one copy of the state at a time.
-        self._writer.wait()
+        self._wait_for_checkpoint()
         self._writer.start(
             run.state.step,
             run.engine.state(weights_only=run.config.checkpoint.weights_only),
@@ -260,6 +267,15 @@ class Trainer:
         stall = {"time/checkpoint_stall_s": self._saved_at_s - began_s}
         self._metrics.write(stall, step=run.state.step, applied_steps=run.state.applied_steps)
         self._saved_step = run.state.step
+
+    def _wait_for_checkpoint(self) -> None:
+        """Let the checkpoint being written be published, and show what its model does if it is the best."""
+        self._writer.wait()
+        step, checkpoints = self._saved_step, self.run.checkpoints
+        if self.run.runtime.is_main and step > self._shown_step and step == checkpoints.best_step():
+            self._shown_step = step
+            if (markdown := self.run.examples(CheckpointReader(checkpoints.path(step)))) is not None:
+                self._metrics.write_text("examples", markdown, step=step)
 
 
 def _over_ranks(sums: dict[str, float], *, topology: Topology) -> dict[str, float]:

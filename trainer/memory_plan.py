@@ -1,26 +1,23 @@
 """How much memory a rank will take, before anything is started: counted states, and activations measured in small.
 
-What ZeRO keeps where is counted from the number of parameters (Rajbhandari et al. 2020, section 5). Activations are
-measured: a model of the same shape but few layers runs one row on this machine's processor while every tensor that
-autograd saves is added up, and the difference a layer makes is taken times the recipe's layers and tokens.
+What ZeRO keeps where is counted from the number of parameters (Rajbhandari et al. 2020, section 5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from trainer.activation_memory import measure_activations
 from trainer.config import ModelConfig
-from trainer.model.bert import IGNORED_LABEL
-from trainer.model.create import create_model
+from trainer.model.create import create_model, parameter_groups
+from trainer.model.pipeline_stage import Stage
+from trainer.optimizer_config import MuonConfig, OptimizerConfig, SGDConfig
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FP32_BYTES = 4
-_MEASURED_LAYERS = (2, 3)
 # Bytes an element of the bucket, by (half precision, ZeRO stage).
 _COMMUNICATION_BYTES = {
     (False, 0): 4.0,
@@ -40,6 +37,7 @@ class MemoryPlan:
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
+    average_bytes: int
     communication_bytes: int
     activations_bytes: int
     logits_bytes: int
@@ -53,116 +51,147 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch of a rank: `tokens` real ones in documents of about `document_tokens`, `predicted` of them."""
+    """One micro-batch of a rank: the lengths of its documents, in tokens, and how many tokens are `predicted`."""
 
-    tokens: int
-    document_tokens: int
+    documents: tuple[int, ...]
     predicted: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many numbers a model has: in all, and of them in matrices of the encoder's layers; tied ones count once."""
+
+    parameters: int
+    in_matrices: int
+
+
+@dataclass(frozen=True)
+class StageShare:
+    """What the ranks of one pipeline stage hold, and of how many micro-batches at a time."""
+
+    weights: Weights
+    layers: int
+    has_head: bool
+    in_flight: int
 
 
 def plan_memory(
     model: ModelConfig,
     *,
+    optimizer: OptimizerConfig,
+    stages: Sequence[StageShare],
     micro_batch: MicroBatch,
     precision: str,
     zero_stage: int,
     dp_world_size: int,
     bucket_elements: int,
     program_bytes: int,
-    candidates: int | None = None,
+    resident: bool,
+    recompute: bool = False,
 ) -> MemoryPlan:
-    """The plan of the fullest rank; runs a few layers of the model in this process. `model.vocab_size` is set.
+    """The plan of the fullest stage's ranks; runs a few layers of the model in this process. `vocab_size` is set.
 
     `bucket_elements` bounds what is flattened for one collective, `program_bytes` is what a process takes before it
-    has a model (0 where the memory of a GPU is meant), `candidates` the sequences of one pair prediction, if any.
+    has a model (0 where the memory of a GPU is meant); `resident` and `recompute` as for `measure_activations`.
     """
-    parameters = count_parameters(model, candidates=candidates)
-    states = _states(
-        parameters,
-        half=precision != "fp32",
-        zero_stage=zero_stage,
-        dp_world_size=dp_world_size,
-        bucket=min(parameters, bucket_elements),
+    activations = measure_activations(
+        model, documents=micro_batch.documents, precision=precision, resident=resident, recompute=recompute
     )
-    activations, logits = measure_activations(model, micro_batch=micro_batch, precision=precision)
-    return MemoryPlan(**states, activations_bytes=activations, logits_bytes=logits, program_bytes=program_bytes)
+    # log-softmax saves its output; going back, the gradients of that and of the logits stand beside it.
+    logits = 3 * _FP32_BYTES * micro_batch.predicted * (model.vocab_size or 0)
+    plans = [
+        MemoryPlan(
+            **plan_states(
+                stage.weights,
+                optimizer=optimizer,
+                half=precision != "fp32",
+                zero_stage=zero_stage,
+                dp_world_size=dp_world_size,
+                bucket=min(stage.weights.parameters, bucket_elements),
+            ),
+            activations_bytes=activations.of_layers(stage.layers) * stage.in_flight,
+            logits_bytes=logits if stage.has_head else 0,
+            program_bytes=program_bytes,
+        )
+        for stage in stages
+    ]
+    return max(plans, key=lambda plan: plan.peak_bytes)
 
 
-def _states(parameters: int, *, half: bool, zero_stage: int, dp_world_size: int, bucket: int) -> dict[str, int]:
-    """Bytes of weights, gradients, optimiser and communication on one rank.
+def plan_stages(
+    model: ModelConfig, *, bounds: Sequence[int], micro_batches: int, candidates: int | None = None
+) -> list[StageShare]:
+    """What each stage holds of a model cut at `bounds` (`trainer.setup.stage_bounds`), one stage being all of it.
 
-    AdamW's two moments and, under ZeRO, an fp32 copy of the weights are the optimiser's. What the engine flattens
-    and copies for its collectives was measured (DeepSpeed 0.19.8, 33 M weights, 1 and 2 processes) in bytes an element
-    of the bucket.
+    Stage k of n has up to n - k micro-batches under way at a time (Narayanan et al. 2019, the one-forward-one-backward
+    schedule). `candidates`: the sequences of one pair prediction, if any.
     """
+    with torch.device("meta"):
+        network = create_model(model, seed=0, candidates=candidates)
+    matrices = {id(one) for one in parameter_groups(network, weight_decay=0.0, muon=True)[0]["params"]}
+    num_stages, head = len(bounds) - 1, model.num_layers + 1
+    shares = []
+    for number, (first, last) in enumerate(pairwise(bounds)):
+        held = network if num_stages == 1 else Stage(network, first=first, last=last)
+        parameters = list(held.parameters())
+        shares.append(
+            StageShare(
+                weights=Weights(
+                    parameters=sum(one.numel() for one in parameters),
+                    in_matrices=sum(one.numel() for one in parameters if id(one) in matrices),
+                ),
+                layers=min(last, head) - max(first, 1),
+                has_head=last == head + 1,
+                in_flight=min(num_stages - number, micro_batches),
+            )
+        )
+    return shares
+
+
+def plan_states(
+    weights: Weights, *, optimizer: OptimizerConfig, half: bool, zero_stage: int, dp_world_size: int, bucket: int
+) -> dict[str, int]:
+    """Bytes of weights, gradients, optimiser, averaged weights and communication on one rank.
+
+    Under ZeRO an fp32 copy of the weights is the optimiser's. What the engine flattens and copies for its collectives
+    was measured (DeepSpeed 0.19.8, 33 M weights, 1 and 2 processes) in bytes an element of the bucket.
+    """
+    parameters = weights.parameters
     shares = 1 if zero_stage == 0 else dp_world_size
     width = 2 if half else _FP32_BYTES
     split_weights, split_gradients = zero_stage == 3, zero_stage >= 2
-    weights = parameters * width // (dp_world_size if split_weights else 1)
     gradients = parameters * width
     if half:
         gradients += parameters * _FP32_BYTES // (dp_world_size if split_gradients else 1)
     elif split_weights:
         gradients += parameters * _FP32_BYTES // dp_world_size
-    moments_and_copy = 8 if zero_stage == 0 else 12
+    copy = parameters * _FP32_BYTES if zero_stage > 0 else 0
+    average = parameters * _FP32_BYTES if optimizer.ema_decay is not None else 0
     # Stage 3 brings the weights that it works with together again.
     gathered = bucket * width if split_weights else 0
     return {
-        "weights_bytes": weights,
+        "weights_bytes": parameters * width // (dp_world_size if split_weights else 1),
         "gradients_bytes": gradients,
-        "optimizer_bytes": parameters * moments_and_copy // shares,
+        "optimizer_bytes": (copy + optimizer_state_bytes(optimizer, weights=weights)) // shares,
+        "average_bytes": average // shares,
         "communication_bytes": int(bucket * _COMMUNICATION_BYTES[half, zero_stage]) + gathered,
     }
 
 
-def count_parameters(model: ModelConfig, *, candidates: int | None = None) -> int:
-    """Weights of the encoder and its pretraining heads; tied ones count once."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in create_model(model, seed=0, candidates=candidates).parameters())
+def optimizer_state_bytes(optimizer: OptimizerConfig, *, weights: Weights) -> int:
+    """Bytes of what an optimiser keeps of all weights in fp32: one or two running means, or nothing."""
+    match optimizer:
+        case SGDConfig():
+            means = weights.parameters if optimizer.momentum > 0.0 else 0
+        case MuonConfig():
+            means = weights.in_matrices + 2 * (weights.parameters - weights.in_matrices)
+        case _:
+            means = 2 * weights.parameters
+    return means * _FP32_BYTES
 
 
-def measure_activations(model: ModelConfig, *, micro_batch: MicroBatch, precision: str) -> tuple[int, int]:
-    """Bytes that the backward pass needs of a micro-batch: (activations of all layers, logits with their gradients)."""
-    tokens = min(micro_batch.tokens, max(micro_batch.document_tokens, 512))
-    documents = max(1, tokens // micro_batch.document_tokens)
-    length = min(micro_batch.document_tokens, model.max_positions)
-    few, more = (
-        _saved_bytes(
-            model.model_copy(update={"num_layers": layers}),
-            documents=documents,
-            length=length,
-            precision=precision,
-        )
-        for layers in _MEASURED_LAYERS
-    )
-    a_layer = more - few
-    whole = few + a_layer * (model.num_layers - _MEASURED_LAYERS[0])
-    vocab = model.vocab_size or 0
-    # log-softmax saves its output; going back, the gradients of that and of the logits stand beside it.
-    logits = 3 * _FP32_BYTES * micro_batch.predicted * vocab
-    return max(0, whole * micro_batch.tokens // (documents * length)), logits
-
-
-def _saved_bytes(model: ModelConfig, *, documents: int, length: int, precision: str) -> int:
-    """Bytes of the distinct tensors that autograd saves of one forward pass without predictions, weights left out."""
-    network = create_model(model, seed=0).to(_DTYPES[precision])
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        kept.append(tensor)  # or another tensor would get its address
-        return tensor
-
-    kept: list[Tensor] = []
-    ids = torch.from_numpy(np.repeat(np.arange(1, documents + 1, dtype=np.int32), length)[None])
-    positions = torch.arange(length, dtype=torch.int32).repeat(documents)[None]
-    tokens = torch.full_like(ids, 5)
-    labels = torch.full(ids.shape, IGNORED_LABEL, dtype=torch.int64)
-    unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(note, unpack):
-        output = network(tokens, positions, ids, labels)
-    del output
-    return sum(saved.values())
+def checkpoint_bytes(optimizer: OptimizerConfig, *, weights: Weights, weights_only: bool) -> int:
+    """Bytes of a checkpoint on disk, in every layout: fp32 weights, their average, and the optimiser's state."""
+    copies = 1 + (optimizer.ema_decay is not None)
+    state = 0 if weights_only else optimizer_state_bytes(optimizer, weights=weights)
+    return weights.parameters * _FP32_BYTES * copies + state

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from trainer.errors import UserError
+from trainer.tensorboard_page import custom_layout, hyperparameters
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIR = "tensorboard"
@@ -22,11 +23,17 @@ class MetricsWriter:
 
     Records later than `resume_step` are those of a run that was cut off: they are dropped, since the
     run computes these steps again, and no step stands there twice. A last line torn by the cut goes too.
-    Raises UserError when metrics.jsonl is damaged elsewhere.
+    Raises UserError when metrics.jsonl is damaged elsewhere. `layer_norms`: whether such figures will come.
     """
 
     def __init__(
-        self, run_dir: Path, *, is_main: bool, resume_step: int, clock: Callable[[], float] = time.time
+        self,
+        run_dir: Path,
+        *,
+        is_main: bool,
+        resume_step: int,
+        layer_norms: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._file: IO[str] | None = None
@@ -40,6 +47,7 @@ class MetricsWriter:
         drop_records_after(path, step=resume_step)
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard: Any = SummaryWriter(log_dir=str(run_dir / TENSORBOARD_DIR), purge_step=resume_step + 1)
+        self._tensorboard.add_custom_scalars(custom_layout(layer_norms=layer_norms))
 
     def write(self, values: Mapping[str, float], *, step: int, applied_steps: int) -> None:
         """Append one record, `{"step", "applied_steps", "time_s", **values}`, and hand it to the system at once.
@@ -62,6 +70,24 @@ class MetricsWriter:
             ) from error
         for key, value in values.items():
             self._tensorboard.add_scalar(key, value, global_step=step, walltime=now)
+
+    def write_text(self, tag: str, markdown: str, *, step: int) -> None:
+        """Show a text in TensorBoard; it is in no metrics.jsonl."""
+        if self._file is not None:
+            self._tensorboard.add_text(tag, markdown, global_step=step, walltime=self._clock())
+
+    def write_hyperparameters(self, settings: Mapping[str, Any], *, scores: Mapping[str, float]) -> None:
+        """Set a finished run's settings beside its scores, so that TensorBoard can compare runs.
+
+        The scores' keys are those of scalars: the page shows each run's last value.
+        """
+        if self._file is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        # `add_hparams` would make a run of its own in a folder below this one.
+        for summary in hparams(hyperparameters(settings), dict(scores)):
+            self._tensorboard.file_writer.add_summary(summary)
 
     def close(self) -> None:
         """Close both files; writing afterwards does nothing."""

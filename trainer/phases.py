@@ -93,6 +93,7 @@ def _phase_recipe(config: Config, section: PhaseConfig) -> Config:
         micro_batch_size=section.micro_batch_size or config.train.micro_batch_size,
         batch_warmup=section.batch_warmup,
         log_every_steps=config.train.log_every_steps,
+        log_layer_norms=config.train.log_layer_norms,
     )
     data = {} if section.max_seq_len is None else {"max_seq_len": section.max_seq_len}
     objective = {} if section.mask_rate is None else {"mask_rate": section.mask_rate}

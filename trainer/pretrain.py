@@ -69,7 +69,12 @@ def _train(run: PretrainingRun) -> bool:
         StallWatch(run.config.run_dir, rank=rank, minutes=run.config.train.stall_minutes) as watch,
         Preemption(run.runtime) as preemption,
         ProgressReporter(run.config.train.steps, start_step=run.state.step, is_main=is_main) as progress,
-        MetricsWriter(run.config.run_dir, is_main=is_main, resume_step=run.state.step) as metrics,
+        MetricsWriter(
+            run.config.run_dir,
+            is_main=is_main,
+            resume_step=run.state.step,
+            layer_norms=run.config.train.log_layer_norms,
+        ) as metrics,
     ):
 
         def poll() -> None:

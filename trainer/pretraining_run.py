@@ -14,10 +14,13 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.damage import SkippedBlocks
 from data_pipeline.hashing import Int64Array
 from data_pipeline.phased_loader import PhasedLoader
+from data_pipeline.vocabulary import load_tokenizer
 from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint_files import CheckpointReader
 from trainer.config import Config
 from trainer.ds_config import DeepSpeedPlan
 from trainer.evaluate import EvaluationResult, Validation
+from trainer.example_fills import SHOWN_ROWS, example_fills
 from trainer.flops import model_flops
 from trainer.phases import Phase, phase_at, phases_of
 from trainer.runtime import Runtime
@@ -65,6 +68,11 @@ class PretrainingRun:
         return self.config.train.log_every_steps
 
     @property
+    def log_layer_norms(self) -> bool:
+        """As the recipe says."""
+        return self.config.train.log_layer_norms
+
+    @property
     def evaluate_every_steps(self) -> int | None:
         """None where nothing is evaluated."""
         return None if self.config.evaluation is None else self.config.evaluation.every_steps
@@ -110,6 +118,18 @@ class PretrainingRun:
         """Real tokens of some micro-batches, int64 [sources]."""
         total: Int64Array = np.sum([batch.tokens_by_source(len(self.corpus.sources)) for batch in batches], axis=0)
         return total
+
+    def examples(self, checkpoint: CheckpointReader) -> str | None:
+        """How a checkpoint's model fills in the masks of the first held-out rows."""
+        if self.validation is None:
+            return None
+        source = self.corpus.sources[0]
+        return example_fills(
+            checkpoint,
+            config=self.config,
+            rows=self.validation.first_rows(SHOWN_ROWS),
+            tokenizer=load_tokenizer(source.folder, source.manifest),
+        )
 
     def origin(self) -> dict[str, Any]:
         """What a checkpoint says of where the rows come from."""

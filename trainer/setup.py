@@ -45,7 +45,7 @@ def resolve(config: Config, manifest: Manifest) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
 
 
-def _shortened(config: Config, *, steps: int, report: Callable[[str], None]) -> Config:
+def shortened(config: Config, *, steps: int, report: Callable[[str], None]) -> Config:
     """The recipe with as many steps as there is data for, where the data ends the run; UserError when that is none."""
     if steps == config.train.steps:
         return config
@@ -114,7 +114,7 @@ def set_up(
         report("checkpoint.weights_only=true: checkpoints can be evaluated and exported, this run cannot be resumed")
     dp = {"dp_rank": topology.dp_rank, "dp_world_size": topology.dp_world_size}
     loader = loader_for(config, corpus, **dp)
-    config = _shortened(config, steps=loader.num_steps, report=report)
+    config = shortened(config, steps=loader.num_steps, report=report)
     validation = validation_for(config, corpus, **dp)
     checkpoints = CheckpointStore(config.run_dir / "checkpoints")
     found = on_main(runtime, lambda: find_checkpoint(checkpoints, resume=resume, report=report))

@@ -27,6 +27,7 @@ from trainer.fragments import (
     optimizer_tensors,
     refresh_working_copies,
 )
+from trainer.layer_norms import layer_norms
 from trainer.model.loss_term import LossTerm
 from trainer.nonfinite import NonFiniteWatch
 from trainer.optim import set_learning_rate, without_update
@@ -158,15 +159,20 @@ class EngineStep:
         """Whether another stage holds the parameter too and saves it."""
         return False
 
+    def _own_fragments(self) -> list[Fragment]:
+        """This rank's part of what all ranks hold together, every element once."""
+        fragments = [fragment for fragment in self._fragments() if not self._is_copy(fragment.name)]
+        if self._zero_stage > 0:
+            return fragments
+        return fragments[self._topology.dp_rank :: self._topology.dp_world_size]
+
+    def layer_norms(self) -> dict[str, float]:
+        return layer_norms((fragment.name, self._parts(fragment)) for fragment in self._own_fragments())
+
     def state(self, *, weights_only: bool = False) -> EngineState:
-        fragments = self._fragments()
-        scalars = optimizer_scalars(fragments, self._base_optimizer)
-        if self._zero_stage == 0:
-            fragments = fragments[self._topology.dp_rank :: self._topology.dp_world_size]
+        scalars = optimizer_scalars(self._fragments(), self._base_optimizer)
         tensors: dict[str, Tensor] = {}
-        for fragment in fragments:
-            if self._is_copy(fragment.name):
-                continue
+        for fragment in self._own_fragments():
             for kind, part in self._parts(fragment).items():
                 if weights_only and kind not in (WEIGHT, AVERAGE):
                     continue

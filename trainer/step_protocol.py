@@ -56,6 +56,10 @@ class Step(Protocol):
         """The factor that fp16 losses are multiplied by; 1 in other precisions."""
         ...
 
+    def layer_norms(self) -> dict[str, float]:
+        """Norms of weights and of the optimiser's first moments by metric key, as `trainer.layer_norms` has them."""
+        ...
+
     def locate_non_finite(self) -> str | None:
         """Where a NaN or an infinity was first seen: step, rank and place; None where it was in no step."""
         ...

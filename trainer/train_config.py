@@ -23,6 +23,7 @@ class TrainConfig(StrictModel):
 
     `batch_warmup` goes through smaller batches first, each stage until its own step, then on with `global_batch_size`.
     `stall_minutes`: after so long without a step, or a batch of an evaluation, each process writes its stacks and ends.
+    `log_layer_norms`: write the norms of each layer's weights and of the optimiser's first moments, too.
     """
 
     steps: PositiveInt
@@ -30,6 +31,7 @@ class TrainConfig(StrictModel):
     micro_batch_size: PositiveInt
     batch_warmup: list[BatchWarmupStage] = Field(default_factory=list)
     log_every_steps: PositiveInt = 10
+    log_layer_norms: bool = False
     stall_minutes: Annotated[float, Field(gt=0.0)] | None = 30.0
 
     @model_validator(mode="after")

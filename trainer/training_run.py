@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from data_pipeline.damage import SkippedBlocks
 from data_pipeline.hashing import Int64Array
 from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint_files import CheckpointReader
 from trainer.config import RunConfig
 from trainer.ds_config import DeepSpeedPlan
 from trainer.runtime import Runtime
@@ -97,6 +98,9 @@ class TrainingRun(Protocol):
     def log_every_steps(self) -> int: ...
 
     @property
+    def log_layer_norms(self) -> bool: ...
+
+    @property
     def evaluate_every_steps(self) -> int | None:
         """None where nothing is evaluated."""
         ...
@@ -120,6 +124,10 @@ class TrainingRun(Protocol):
 
     def tokens_by_source(self, batches: Sequence[Any]) -> Int64Array:
         """Real tokens of some micro-batches, int64 [sources]."""
+        ...
+
+    def examples(self, checkpoint: CheckpointReader) -> str | None:
+        """What a checkpoint's model does with a few held-out rows, as Markdown, if there are any; not collective."""
         ...
 
     def origin(self) -> dict[str, Any]:

@@ -17,7 +17,16 @@ def corpus(tmp_path_factory):
 
 
 def test_the_recipes_are_these():
-    assert PRETRAINING == ["bert_base", "bert_books_two_phase", "bert_mini", "demo", "parity"]
+    assert PRETRAINING == [
+        "bert_base",
+        "bert_base_zh",
+        "bert_books_two_phase",
+        "bert_large",
+        "bert_mini",
+        "demo",
+        "parity",
+        "roberta_base",
+    ]
     assert sorted({*RECIPES} - {*PRETRAINING}) == ["chinese_ner", "chinese_segmentation", "movie_sentiment", "spam"]
 
 
@@ -35,6 +44,7 @@ def test_a_recipe_trains_two_steps_on_a_text_of_ones_own(name, corpus, tmp_path)
         "data.text": f"[{corpus}]",
         "data.validation_fraction": "0.05",
         "tokenizer.vocab_size": "70",
+        "model.num_layers": "2",
         "schedule.warmup_steps": "1",
         "train.steps": "2",
         "train.log_every_steps": "1",

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from data_pipeline.batch import Batch
+from trainer.checkpoint_files import CheckpointReader
 from trainer.errors import UserError
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter, read_records
@@ -222,3 +225,42 @@ def test_a_run_ends_when_its_data_does(
             UserError, match=r"lasts for \d+ of train.steps=90, the warm-up for 80; shorten the warm-up"
         ):
             train(tiny_recipe, shards, runtime, tmp_path / "new", *settings, "train.global_batch_size=48", longer)
+
+
+def shown(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / "tiny/tensorboard"), size_guidance={TENSORS: 0})
+    events.Reload()
+    return events
+
+
+def test_a_new_best_is_shown_by_its_fills_and_the_end_by_settings_and_scores(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    run = train(tiny_recipe, shards, runtime, tmp_path)
+    fills = shown(tmp_path).Tensors("examples/text_summary")
+    assert fills[-1].step == run.state.best_step
+    text = fills[-1].tensor_proto.string_val[0].decode()
+    assert text.startswith("**Row 0.** ")
+    assert "| place | given | written | predicted |" in text
+    content = shown(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    scores = {each.name.tag for each in metadata.parse_experiment_plugin_data(content).metric_infos}
+    assert scores == {"train/loss", "validation/loss", "validation/accuracy"}
+
+
+@pytest.mark.parametrize(("zero", "optimizer"), [("zero0", "adamw"), ("zero3", "sgd")])
+def test_layer_norms_are_those_of_the_weights_when_they_are_asked_for(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path, zero: str, optimizer: str
+) -> None:
+    settings = ["evaluation=null", f"engine.ds_config={zero}", f"optimizer.name={optimizer}"]
+    run = train(tiny_recipe, shards, runtime, tmp_path, *settings, "train.log_layer_norms=true")
+    saved = CheckpointReader(run.checkpoints.path(4)).weights()
+    squares = sum(float(weight.double().square().sum()) for name, weight in saved.items() if ".layers.0." in name)
+    assert records(tmp_path, "layers/weight_norm/layer_00")[4] == pytest.approx(squares**0.5, rel=1e-6)
+    assert all(norm > 0 for norm in records(tmp_path, "layers/moment_norm/embeddings").values())
+
+
+def test_nothing_is_said_of_layers_when_nobody_asks(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    train(tiny_recipe, shards, runtime, tmp_path, "evaluation=null")
+    assert not any(key.startswith("layers/") for key in read_records(tmp_path / "tiny/metrics.jsonl")[-1])
