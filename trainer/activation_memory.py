@@ -85,14 +85,14 @@ def resident_bytes(step: Step) -> int:
 
     A step gives the loss, which is taken back through it.
     """
-    step(0).backward()
+    torch.autograd.backward(step(0))
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     before = present_memory_bytes()
     _CLEAR_REFS.write_text(_RESET_PEAK)
     for number in range(1, _MEASURED_STEPS + 1):
-        step(number).backward()
+        torch.autograd.backward(step(number))
     return max(0, round(peak_memory_gib(torch.device("cpu")) * _GIB) - before)
 
 

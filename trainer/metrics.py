@@ -83,11 +83,12 @@ class MetricsWriter:
         """
         if self._file is None:
             return
-        from torch.utils.tensorboard.summary import hparams
+        from torch.utils.tensorboard import summary
 
         # `add_hparams` would make a run of its own in a folder below this one.
-        for summary in hparams(hyperparameters(settings), dict(scores)):
-            self._tensorboard.file_writer.add_summary(summary)
+        session: Any = summary  # it carries no types
+        for event in session.hparams(hyperparameters(settings), dict(scores)):
+            self._tensorboard.file_writer.add_summary(event)
 
     def close(self) -> None:
         """Close both files; writing afterwards does nothing."""
