@@ -102,8 +102,8 @@ def test_bf16_stages_give_the_bf16_curve(runs: Runs) -> None:
     assert_alike(found, expected, within=5e-4)
 
 
-def test_pairs_are_trained_in_stages_too(runs: Runs) -> None:
-    pairs = (*QUIET, "objective.pairs=sop", "objective.pair_weight=0.5")
+def test_pairs_are_trained_in_stages_too(runs: Runs, sentence_shards: Path) -> None:
+    pairs = (*QUIET, f"data.shards={sentence_shards}", "objective.pairs=sop", "objective.pair_weight=0.5")
     expected = runs.new("pairs", *pairs)
     found = runs.new("pairs-staged", *pairs, *STAGES, ranks=2)
     for key in ("train/loss_mlm", "train/loss_pairs", "validation/loss_pairs"):
