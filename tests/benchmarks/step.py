@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Literal
 
 import numpy as np
+import torch
 
 from tests.benchmarks.hf_peers import Int64Array, framed, group_texts
 from tests.benchmarks.material import Material, cut_to_length
@@ -68,28 +70,35 @@ def measure_step(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bertline-bench-")))
         if case.document_tokens is not None:
             material = cut_to_length(material, tokens=case.document_tokens, folder=folder)
-        runtime = stack.enter_context(started(topology_from_env({}), deterministic=False))
-        contenders, peers = [], []
-        for stage in case.zero_stages:
-            config = bench_config(material.shards, case.shape, batch_rows=case.batch_rows, zero_stage=stage)
-            training = stack.enter_context(OwnTraining(config, runtime=runtime))
-            contenders.append(Contender(f"bertline, ZeRO-{stage}", lambda run=training: run.step().tokens))
-        own = [contender.name for contender in contenders]
-        tokens = mean_tokens(config)
-        for kind in case.peers:
-            _write_peer(
-                folder / kind, kind, material, config=config, tokens=tokens, use_cpu=runtime.device.type == "cpu"
+        configs = {
+            f"bertline, ZeRO-{stage}": bench_config(
+                material.shards, case.shape, batch_rows=case.batch_rows, zero_stage=stage
             )
-            peers.append(stack.enter_context(closing(PeerProcess(peer_python, folder / kind))))
-            contenders.append(Contender(_PEER_NAMES[kind], peers[-1].step))
+            for stage in case.zero_stages
+        }
+        config = next(iter(configs.values()))
+        tokens = mean_tokens(config)
+        peers: dict[str, PeerProcess] = {}
+        # Before the start-up, whose environment variables would tell them that they are part of our job.
+        for kind in case.peers:
+            _write_peer(folder / kind, kind=kind, material=material, config=config, tokens=tokens)
+            peers[_PEER_NAMES[kind]] = stack.enter_context(closing(PeerProcess(peer_python, folder / kind)))
+        runtime = stack.enter_context(started(topology_from_env({}), deterministic=False))
+        runs = {name: stack.enter_context(OwnTraining(own, runtime=runtime)) for name, own in configs.items()}
+        contenders = [Contender(name, partial(_own_tokens, run)) for name, run in runs.items()]
+        contenders += [Contender(name, peer.step) for name, peer in peers.items()]
         rates = race(contenders, rounds=rounds, seconds=seconds, label=case.title)
     return Outcome(
         title=f"Training step: {case.title}, about {tokens:,.0f} tokens an update, dropout 0.1, fp32, {cores} threads",
         unit="tokens",
         rates=rates,
-        figures=_figures(rates, own=own, peers=case.peers),
-        remarks=(f"the peers' environment: {peers[0].versions}",),
+        figures=_figures(rates, own=list(configs), peers=case.peers),
+        remarks=(f"the peers' environment: {next(iter(peers.values())).versions}",),
     )
+
+
+def _own_tokens(training: OwnTraining) -> int:
+    return training.step().tokens
 
 
 def _figures(
@@ -102,11 +111,9 @@ def _figures(
     )
 
 
-def _write_peer(
-    folder: Path, kind: PeerKind, material: Material, *, config: Config, tokens: float, use_cpu: bool
-) -> None:
+def _write_peer(folder: Path, *, kind: PeerKind, material: Material, config: Config, tokens: float) -> None:
     """Lay out the documents in a random order as one kind of peer has them, in batches of about `tokens` tokens."""
-    rows = list(itertools.islice(peer_rows(kind, material, row_tokens=config.data.max_seq_len), _MOST_PEER_ROWS))
+    rows = list(itertools.islice(peer_rows(material, kind=kind, row_tokens=config.data.max_seq_len), _MOST_PEER_ROWS))
     write_peer(
         folder,
         rows,
@@ -114,11 +121,11 @@ def _write_peer(
         batch_rows=max(1, round(tokens / mean(map(len, rows)))),
         model=to_hf_config(config.model, suffix="ForMaskedLM", dtype="float32"),
         tokenizer=material.tokenizer,
-        use_cpu=use_cpu,
+        use_cpu=not torch.cuda.is_available(),
     )
 
 
-def peer_rows(kind: PeerKind, material: Material, *, row_tokens: int) -> Iterator[Int64Array]:
+def peer_rows(material: Material, *, kind: PeerKind, row_tokens: int) -> Iterator[Int64Array]:
     """Rows without padding: each document cut to a row, or all of them laid end to end in full rows."""
     documents = list(material.read_tokens())
     shuffled = (documents[number] for number in np.random.default_rng(0).permutation(len(documents)))

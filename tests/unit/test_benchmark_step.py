@@ -53,11 +53,11 @@ def test_a_peer_reads_the_rows_that_were_written_for_it(material: Material, tmp_
 
 
 def test_padded_rows_are_documents_and_grouped_ones_are_full(material: Material) -> None:
-    padded = list(peer_rows("padded", material, row_tokens=16))
+    padded = list(peer_rows(material, kind="padded", row_tokens=16))
     assert len(padded) == len(list(material.read_tokens()))
     assert max(map(len, padded)) <= 16
     assert all((row[0], row[-1]) == (2, 3) for row in padded)
-    assert {len(row) for row in peer_rows("grouped", material, row_tokens=16)} == {16}
+    assert {len(row) for row in peer_rows(material, kind="grouped", row_tokens=16)} == {16}
 
 
 def test_each_step_waits_for_its_request_and_is_answered_with_its_own_tokens() -> None:
