@@ -77,7 +77,7 @@ def _attention_in_pieces(query: Tensor, key: Tensor, value: Tensor, dropout_rate
     length, head_dim = query.shape[-2:]
     heads = max(1, _PIECE_WEIGHTS // length**2)
     contexts = []
-    for q, k, v in zip(*(whole.flatten(0, 1).split(heads) for whole in (query, key, value)), strict=True):
+    for q, k, v in zip(*(torch.split(whole.flatten(0, 1), heads) for whole in (query, key, value)), strict=True):
         scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
         contexts.append(torch.bmm(dropout(scores.softmax(-1), rate=dropout_rate, training=True), v))
     return torch.cat(contexts).view(query.shape)

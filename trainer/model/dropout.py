@@ -38,7 +38,7 @@ class _Kept(torch.autograd.Function):
         return torch.where(keep, values, 0.0).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
         return torch.where(keep, gradient, 0.0).mul_(ctx.scale), None
 
