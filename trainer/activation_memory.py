@@ -39,13 +39,16 @@ Step = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch: of each encoder layer, and of all that is no layer, logits left out."""
+    """Bytes of one micro-batch: of a whole encoder layer, and of all else, logits left out.
+
+    The rest may be less than nothing: the last layer computes predicted positions only, and counts as a whole one.
+    """
 
     a_layer: int
     outside: int
 
     def of_layers(self, layers: int) -> int:
-        """Bytes of so many layers and all that is none."""
+        """Bytes of so many layers and all else."""
         return self.a_layer * layers + self.outside
 
 
@@ -68,9 +71,7 @@ def measure_activations(
     few, more = min(sizes), max(sizes)
     a_layer = (sizes[more] - sizes[few]) // max(1, more - few)
     scale = sum(documents) / sum(lengths)
-    return Activations(
-        a_layer=max(0, round(a_layer * scale)), outside=max(0, round((sizes[more] - a_layer * more) * scale))
-    )
+    return Activations(a_layer=max(0, round(a_layer * scale)), outside=round((sizes[more] - a_layer * more) * scale))
 
 
 def sample_lengths(lengths: Sequence[int], *, tokens: int) -> list[int]:
@@ -85,14 +86,14 @@ def resident_bytes(step: Step) -> int:
 
     A step gives the loss, which is taken back through it.
     """
-    step(0).backward()
+    torch.autograd.backward(step(0))
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     before = present_memory_bytes()
     _CLEAR_REFS.write_text(_RESET_PEAK)
     for number in range(1, _MEASURED_STEPS + 1):
-        step(number).backward()
+        torch.autograd.backward(step(number))
     return max(0, round(peak_memory_gib(torch.device("cpu")) * _GIB) - before)
 
 

@@ -86,7 +86,8 @@ class MetricsWriter:
         from torch.utils.tensorboard.summary import hparams
 
         # `add_hparams` would make a run of its own in a folder below this one.
-        for summary in hparams(hyperparameters(settings), dict(scores)):
+        summaries = hparams(hyperparameters(settings), dict(scores))  # type: ignore[no-untyped-call]
+        for summary in summaries:
             self._tensorboard.file_writer.add_summary(summary)
 
     def close(self) -> None:
