@@ -39,13 +39,16 @@ Step = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch: of each encoder layer, and of all that is no layer, logits left out."""
+    """Bytes of one micro-batch: of a whole encoder layer, and of all else, logits left out.
+
+    The rest may be less than nothing: the last layer computes predicted positions only, and counts as a whole one.
+    """
 
     a_layer: int
     outside: int
 
     def of_layers(self, layers: int) -> int:
-        """Bytes of so many layers and all that is none."""
+        """Bytes of so many layers and all else."""
         return self.a_layer * layers + self.outside
 
 
@@ -68,9 +71,7 @@ def measure_activations(
     few, more = min(sizes), max(sizes)
     a_layer = (sizes[more] - sizes[few]) // max(1, more - few)
     scale = sum(documents) / sum(lengths)
-    return Activations(
-        a_layer=max(0, round(a_layer * scale)), outside=max(0, round((sizes[more] - a_layer * more) * scale))
-    )
+    return Activations(a_layer=max(0, round(a_layer * scale)), outside=round((sizes[more] - a_layer * more) * scale))
 
 
 def sample_lengths(lengths: Sequence[int], *, tokens: int) -> list[int]:

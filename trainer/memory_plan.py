@@ -109,7 +109,7 @@ def plan_memory(
                 dp_world_size=dp_world_size,
                 bucket=min(stage.weights.parameters, bucket_elements),
             ),
-            activations_bytes=activations.of_layers(stage.layers) * stage.in_flight,
+            activations_bytes=max(0, activations.of_layers(stage.layers)) * stage.in_flight,
             logits_bytes=logits if stage.has_head else 0,
             program_bytes=program_bytes,
         )

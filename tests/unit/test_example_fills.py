@@ -28,12 +28,12 @@ def rows(input_ids, labels):
 def test_a_row_shows_its_places_what_was_there_and_what_the_model_says():
     batch = rows([[1, 4, 3, 6, 2, 0]], [[NO, NO, 5, 6, NO, NO]])
     logits = torch.full((1, 6, 8), -100.0)
-    logits[0, 2, [4, 5, 6, 7]] = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
+    logits[0, 2, [4, 5, 6, 7]] = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
     logits[0, 3, 6] = 100.0
     lines = fills_as_markdown(batch, logits, tokenizer=TOKENIZER).splitlines()
     assert lines[0] == r"**Row 10.** the **[1]** **[2]** ¶"
     assert lines[2:4] == ["| place | given | written | predicted |", "|---|---|---|---|"]
-    assert lines[4] == r"| 1 | \[MASK\] |  a\|b | the 50%, **a\|b** 25%, s 12%, ▁ 12% |"
+    assert lines[4] == r"| 1 | \[MASK\] |  a\|b | the 50%, **a\|b** 25%, s 15%, ▁ 10% |"
     assert lines[5].startswith("| 2 | s | s | **s** 100%,")
 
 
