@@ -19,7 +19,7 @@ SHORTER = {
     "trainer finetune": " --set data.train=labelled.tsv --set data.validation=labelled.tsv --set data.test=null"
     " --set train.epochs=null --set train.steps=2 --set schedule.warmup_steps=1 --set train.global_batch_size=4"
     " --set train.micro_batch_size=4",
-    "trainer parity": " --steps 2",
+    "trainer parity": " --steps 2 --set schedule.warmup_steps=1",
     "tensorboard": " --inspect",
 }
 REPLACED = {"--vocab-size 16000": "--vocab-size 70", "--validation-fraction 0.01": "--validation-fraction 0.05"}
