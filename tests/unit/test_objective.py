@@ -244,7 +244,7 @@ def test_the_check_refuses_what_allows_no_pairs_and_counts_their_head(
         for more in ([], ["objective.pairs=nsp", "objective.negatives=3"])
     )
     # The pooler and the head's two classes over a hidden size of 16.
-    assert paired.parameters - plain.parameters == 16 * 16 + 16 + 2 * 16 + 2
+    assert paired.weights.parameters - plain.weights.parameters == 16 * 16 + 16 + 2 * 16 + 2
     assert plain.rows is not None
     assert paired.rows is not None
     assert paired.rows[0].rows_an_epoch > 4 * plain.rows[0].rows_an_epoch
