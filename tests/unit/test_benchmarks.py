@@ -204,7 +204,7 @@ def test_the_command_measures_the_build_prints_it_and_leaves_nothing_behind(
     [
         (["--only", "step-mini"], ".venv-peers/bin/python does not exist"),
         (["--json", "missing/figures.json"], "the folder missing does not exist"),
-        (["--corpus", "missing.txt"], "missing.txt does not exist"),
+        (["--only", "build", "--corpus", "missing.txt"], "missing.txt does not exist"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
