@@ -42,11 +42,8 @@ def test_gradients_equal_those_of_masked_attention() -> None:
         torch.testing.assert_close(own.grad, expected.grad)
 
 
-@pytest.mark.parametrize(("piece_weights", "pieces"), [(1 << 20, 3), (8, 1 + 3 + 2)])
-def test_with_dropout_the_form_is_the_same_and_the_weights_are_dropped(
-    piece_weights: int, pieces: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours, reference = qkv(requires_grad=True), qkv(requires_grad=True)
+def test_with_dropout_the_form_is_the_same_and_the_weights_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = qkv()
     seen: list[float] = []
 
     def record(weights: Tensor, *, rate: float, training: bool) -> Tensor:
@@ -56,14 +53,9 @@ def test_with_dropout_the_form_is_the_same_and_the_weights_are_dropped(
         return weights
 
     monkeypatch.setattr(attention, "dropout", record)
-    monkeypatch.setattr(attention, "_PIECE_WEIGHTS", piece_weights)
-    result, expected = document_attention(*ours, groups=GROUPS, dropout_rate=0.25), masked_attention(*reference)
-    torch.testing.assert_close(result, expected)
-    assert seen == [0.25] * pieces
-    result.square().sum().backward()
-    expected.square().sum().backward()
-    for own, other in zip(ours, reference, strict=True):
-        torch.testing.assert_close(own.grad, other.grad)
+    result = document_attention(query, key, value, groups=GROUPS, dropout_rate=0.25)
+    torch.testing.assert_close(result, masked_attention(query, key, value))
+    assert seen == [0.25] * len(GROUPS)
 
 
 def test_dropout_changes_the_result_and_keeps_its_mean() -> None:

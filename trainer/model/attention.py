@@ -14,9 +14,6 @@ from trainer.config import ModelConfig
 from trainer.model.dropout import dropout
 from trainer.model.layout import DocumentGroups, document_offsets
 
-# Attention weights of one piece: 4 MB in fp32, of which a few tensors fit the last cache of a processor.
-_PIECE_WEIGHTS = 1 << 20
-
 
 class SelfAttention(nn.Module):
     """Multi-head attention over the flat layout (Vaswani et al. 2017, section 3.2), with its output projection."""
@@ -63,24 +60,11 @@ def _group_attention(query: Tensor, key: Tensor, value: Tensor, group: tuple[int
     q, k, v = (part.view(*group, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
     if dropout_rate and q.device.type == "cpu":
         # torch's own CPU form with dropout is not fused either, and draws its mask slowly.
-        context = _attention_in_pieces(q, k, v, dropout_rate)
+        weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
+        context = torch.matmul(dropout(weights, rate=dropout_rate, training=True), v)
     else:
         context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate)
     return context.transpose(1, 2).flatten(0, 1)
-
-
-def _attention_in_pieces(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:
-    """Attention of tensors [documents, heads, length, head_dim], a few heads at a time, whose weights fit the cache.
-
-    Going back, autograd takes the pieces one by one too, the last one first.
-    """
-    length, head_dim = query.shape[-2:]
-    heads = max(1, _PIECE_WEIGHTS // length**2)
-    contexts = []
-    for q, k, v in zip(*(torch.split(whole.flatten(0, 1), heads) for whole in (query, key, value)), strict=True):
-        scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
-        contexts.append(torch.bmm(dropout(scores.softmax(-1), rate=dropout_rate, training=True), v))
-    return torch.cat(contexts).view(query.shape)
 
 
 @lru_cache(maxsize=8)
