@@ -79,7 +79,8 @@ def read_record(folder: Path) -> BuildRecord | None:
 def begin_build(folder: Path, *, record: BuildRecord) -> Iterator[bool]:
     """Hold a shard folder for one build; gives whether a build of the same record is already finished there.
 
-    Raises UserError when another process builds there, and when the folder holds anything but a build of `record`.
+    Raises UserError when another process builds there, and when the folder holds anything but a build of `record` or
+    one that has finished no shard yet.
     """
     with refused_writes(folder, kept=_NOTHING_BUILT):
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,8 @@ def _check_folder(folder: Path) -> None:
 def _begin_or_compare(folder: Path, *, record: BuildRecord) -> None:
     path = folder / RECORD_FILE
     wanted = json.loads(json.dumps(asdict(record)))
-    if not path.exists():
+    # Where no shard was finished, a build that was refused for its text leaves nothing to go on with.
+    if not path.exists() or not any(folder.glob("*.tar")):
         write_atomically(path, (json.dumps(wanted, indent=2, sort_keys=True) + "\n").encode(), kept=_NOTHING_BUILT)
         return
     try:

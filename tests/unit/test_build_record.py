@@ -41,8 +41,19 @@ def test_a_build_is_finished_when_its_manifest_is_there(tmp_path: Path) -> None:
 )
 def test_other_settings_are_refused_in_one_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
     _begin(tmp_path)
+    (tmp_path / "train-000000.tar").touch()
     with pytest.raises(UserError, match=message):
         _begin(tmp_path, replace(RECORD, **change))  # type: ignore[arg-type]
+
+
+def test_a_build_that_has_finished_no_shard_may_begin_anew_with_mended_text(tmp_path: Path) -> None:
+    _begin(tmp_path)
+    mended = replace(RECORD, inputs=(("/a.txt", 5, 1), ("/b.txt", 6, 2)))
+    assert not _begin(tmp_path, mended)
+    (tmp_path / "train-000000.tar").touch()
+    assert not _begin(tmp_path, mended)
+    with pytest.raises(UserError, match=r"input file 2, /b\.txt, was written to since"):
+        _begin(tmp_path)
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -60,6 +71,7 @@ def test_two_builds_in_one_folder_at_once_are_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     _begin(tmp_path)
+    (tmp_path / "train-000000.tar").touch()
     for content in (b"{", b"[]"):
         (tmp_path / "build.json").write_bytes(content)
         with pytest.raises(UserError, match=r"build\.json|other settings"):
