@@ -179,7 +179,7 @@ class Hosts:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def wait_until(condition, *, what: str, timeout_s: float = 60.0):
+def wait_until(condition, *, what: str, timeout_s: float = 120.0):
     """Look every 50 ms until a condition holds, and give its value; fails the test when it never does."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

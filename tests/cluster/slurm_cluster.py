@@ -73,7 +73,7 @@ class Slurm:
         told = self._hosts.run(CONTROLLER, "scontrol", "--oneliner", "show", "job", job_id).stdout
         return dict(part.partition("=")[::2] for part in told.split())
 
-    def wait(self, job_id: str, *, states: tuple[str, ...] = ("COMPLETED",), timeout_s: float = 90) -> dict[str, str]:
+    def wait(self, job_id: str, *, states: tuple[str, ...] = ("COMPLETED",), timeout_s: float = 180) -> dict[str, str]:
         """Wait until a job is in one of the states, and give its fields."""
         wait_until(lambda: self.state_of(job_id)["JobState"] in states, what=f"job {job_id}", timeout_s=timeout_s)
         return self.state_of(job_id)

@@ -53,7 +53,7 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
     cwd = site.new_folder()
     job = submit(site, cwd, "--set", "checkpoint.every_steps=1000")
     metrics = cwd / "runs/run/metrics.jsonl"
-    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=90)
+    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=180)
     site.hosts.run(CONTROLLER, "scancel", "--signal=USR2", job)
     slurm.wait(job, states=("PENDING",))
     stopped_at = max(losses(metrics))
@@ -83,7 +83,7 @@ def test_a_supervised_job_goes_on_without_a_lost_node_inside_its_allocation(site
     cwd = site.new_folder()
     job = submit(site, cwd, "--restarts", 2)
     metrics = cwd / "runs/run/metrics.jsonl"
-    wait_until(lambda: metrics.exists() and max(losses(metrics), default=0) >= 90, what="ninety steps", timeout_s=90)
+    wait_until(lambda: metrics.exists() and max(losses(metrics), default=0) >= 90, what="ninety steps", timeout_s=180)
     try:
         site.hosts.power_off("node2")
         ended = slurm.wait(job, states=("COMPLETED", "FAILED", "PENDING"))
@@ -125,7 +125,7 @@ def test_a_job_is_cancelled_and_a_job_that_is_gone_is_said_to_be(site, slurm):
     cwd = site.new_folder()
     job = submit(site, cwd)
     metrics = cwd / "runs/run/metrics.jsonl"
-    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=90)
+    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=180)
     assert f"cancelled job {job}" in site.cluster("cancel", "runs/run", cwd=cwd).stdout
     # It saves, and does not come back.
     assert slurm.wait(job, states=("CANCELLED", "PENDING"))["JobState"] == "CANCELLED"
