@@ -58,6 +58,11 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
     slurm.wait(job, states=("PENDING",))
     stopped_at = max(losses(metrics))
     assert 3 <= stopped_at < STEPS
+    # On nodes that are still clearing up after the first start, a second one can fail before it has begun.
+    wait_until(
+        lambda: {*site.hosts.run(CONTROLLER, "sinfo", "-h", "-N", "-o", "%T").stdout.split()} == {"idle"},
+        what="the nodes to be free again",
+    )
     # SLURM holds a requeued job for two minutes; a test does not.
     wait_until(
         lambda: (
