@@ -29,6 +29,16 @@ def add_recipe(parser: argparse.ArgumentParser, *, default: str | None = None) -
     )
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """--resume."""
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on from the newest whole checkpoint of the run folder, if any; never: refuse if there is one",
+    )
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """RUN and --checkpoint."""
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, such as runs/demo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from trainer.commands.arguments import Commands, add_recipe
+from trainer.commands.arguments import Commands, add_recipe, add_resume
 from trainer.errors import REQUEUE_EXIT_CODE
 from trainer.recipe import load_recipe
 
@@ -13,12 +13,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("pretrain", help="train as a recipe says, or go on with an interrupted run")
     add_recipe(parser)
-    parser.add_argument(
-        "--resume",
-        choices=("auto", "never"),
-        default="auto",
-        help="auto: go on from the newest whole checkpoint of the run folder, if any; never: refuse if there is one",
-    )
+    add_resume(parser)
     parser.set_defaults(run=_run)
 
 
