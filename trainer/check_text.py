@@ -34,7 +34,7 @@ def describe(check: Check, *, world_size: int) -> list[str]:
         f"{_gib(check.memory.peak_bytes * world_size)} in all",
     ]
     parts = {name.removesuffix("_bytes"): size for name, size in vars(check.memory).items()}
-    return [*lines, *(f"  {name:<13}{_gib(size)}" for name, size in parts.items() if size)]
+    return [*lines, *(f"  {name:<14}{_gib(size)}" for name, size in parts.items() if size)]
 
 
 def _stage(stage: StageShare) -> str:
