@@ -39,12 +39,14 @@ def step_bytes(
     micro_batches: int,
     precision: str,
     communication_type: str = "fp32",
+    all_reduces: bool = False,
 ) -> StepBytes:
     """What a resolved recipe's step sends on a ring, in which a sum or a gathering passes (n - 1) / n of the data on.
 
     With one micro-batch these are the 2 elements a parameter of ZeRO stages 0 to 2 and the 3 of stage 3 (Rajbhandari
     et al. 2020, section 7). Of more, stage 2, which keeps a part of the gradients only, reduces each one's, and
-    stage 3 gathers the weights twice for each as well.
+    stage 3 gathers the weights twice for each as well. `all_reduces`: stages 1 and 2 reduce gradients to all ranks
+    and not to their owners, which sends twice as much.
     """
     weight_bytes, gradient_bytes = WIDTHS[precision], WIDTHS[communication_type]
     parameters = sum(stage.weights.parameters for stage in stages) / len(stages)
@@ -55,6 +57,8 @@ def step_bytes(
         2: (micro_batches, 1),
         3: (micro_batches, 2 * micro_batches),
     }[zero_stage]
+    if all_reduces and zero_stage in (1, 2):
+        gradient_passes *= 2
     tied = border = 0.0
     if len(stages) > 1:
         holders = 2 * dp_world_size

@@ -42,6 +42,13 @@ def test_more_micro_batches_send_what_is_not_kept_again(zero_stage: int, gradien
     assert (sent.gradients, sent.weights) == (gradients * 500, weights * 500)
 
 
+@pytest.mark.parametrize(("zero_stage", "times"), [(0, 1), (1, 2), (2, 2), (3, 1)])
+def test_stages_1_and_2_may_all_reduce_and_send_twice(zero_stage: int, times: int) -> None:
+    layout = {"stages": [share(1000)], "zero_stage": zero_stage, "dp_world_size": 2, "micro_batches": 3}
+    once, twice = (step_bytes(config(), **layout, precision="fp32", all_reduces=choice) for choice in (False, True))
+    assert (twice.gradients, twice.weights) == (times * once.gradients, once.weights)
+
+
 def test_gradients_may_be_sent_in_half_precision() -> None:
     sent = step_bytes(
         config(),

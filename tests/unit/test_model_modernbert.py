@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from trainer.check import check_recipe
 from trainer.config import Config, ModelConfig
 from trainer.errors import UserError
 from trainer.flops import model_flops
@@ -20,6 +21,7 @@ from trainer.model.create import create_model, parameter_groups
 from trainer.model.hf_export import export_hf
 from trainer.model.hf_import import import_hf
 from trainer.model.weights import load_weights
+from trainer.recipe import load_recipe
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'bertline[hf]'")
 
@@ -165,6 +167,25 @@ def test_a_token_sees_as_far_as_it_reaches_and_not_into_other_documents(dropout_
         assert set(gradient.abs().sum((1, 2)).nonzero().flatten().tolist()) <= set(seen)
         if not dropout_rate:
             assert gradient.abs().sum((1, 2)).count_nonzero() == len(seen)
+
+
+def test_layers_computed_again_give_the_same_gradients() -> None:
+    labels = torch.where(torch.arange(16) % 3 == 1, INPUT_IDS, -100)
+    kept, again = (randomized({"hidden_dropout": 0.0, "attention_dropout": 0.0}).train() for _ in range(2))
+    again.encoder.recompute = True
+    for model in (kept, again):
+        model(INPUT_IDS, POSITION_IDS, DOCUMENT_IDS, labels)["mlm"].loss.backward()
+    found = dict(again.named_parameters())
+    assert all(torch.equal(found[name].grad, value.grad) for name, value in kept.named_parameters())
+
+
+def test_check_foretells_its_memory(tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe), overrides=["model.family=modernbert"])
+    found = check_recipe(recipe, world_size=2, device_type="cuda", program_bytes=0)
+    # Words and one layer of 16 with feed-forward of 32, three norms, the head's matrix and norm, the decoder's bias.
+    assert found.weights.parameters == 300 * 16 + 4 * 16**2 + 3 * 16 * 32 + 3 * 16 + 16**2 + 16 + 300
+    assert found.weights.in_matrices == 4 * 16**2 + 3 * 16 * 32
+    assert found.memory.activations_bytes > 0
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ def test_stages_show_a_bubble_measured_and_in_theory(stages: tuple[Path, str, An
     assert figures["micro_batches"] == 6
     assert figures["expected_bubble"] == 1 / 7
     assert "bubble" in table
-    assert all(seconds > 0 for seconds in figures["parts"]["stage wait"])
+    for part in ("forward", "backward", "stage wait", "optimizer"):
+        assert all(seconds > 0 for seconds in figures["parts"][part]), part
 
 
 def test_stages_send_what_the_border_takes(stages: tuple[Path, str, Any]) -> None:

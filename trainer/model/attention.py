@@ -61,14 +61,19 @@ def document_attention(
     # split, not slices: the gradient of each slice would be a zero tensor of the whole batch.
     sizes = [count * length for count, length in groups]
     parts = zip(*(torch.split(whole, sizes) for whole in (query, key, value)), groups, strict=True)
-    return torch.cat([_group_attention(q, k, v, group, dropout_rate, reach) for q, k, v, group in parts])
+    longest = groups[-1][1]
+    band = None if reach is None or longest <= reach + 1 else _band(longest, reach, query.device)
+    return torch.cat(
+        [
+            _group_attention(q, k, v, group, dropout_rate, None if band is None else band[: group[1], : group[1]])
+            for q, k, v, group in parts
+        ]
+    )
 
 
 def _group_attention(
-    query: Tensor, key: Tensor, value: Tensor, group: tuple[int, int], dropout_rate: float, reach: int | None
+    query: Tensor, key: Tensor, value: Tensor, group: tuple[int, int], dropout_rate: float, band: Tensor | None
 ) -> Tensor:
-    length = group[1]
-    band = None if reach is None or length <= reach + 1 else _band(length, reach, query.device)
     q, k, v = (part.view(*group, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
     if dropout_rate and q.device.type == "cpu":
         # torch's own CPU form with dropout is not fused either, and draws its mask slowly.
@@ -82,7 +87,8 @@ def _group_attention(
     return context.transpose(1, 2).flatten(0, 1)
 
 
-@lru_cache(maxsize=64)
+# Of the longest document, for a shorter one's is a corner of it.
+@lru_cache(maxsize=2)
 def _band(length: int, reach: int, device: torch.device) -> Tensor:
     """Which tokens of a document see each other: bool [length, length]."""
     places = torch.arange(length, device=device)
