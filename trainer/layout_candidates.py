@@ -82,7 +82,7 @@ def _layout(
 def _reason(message: str) -> str:
     """A rule's message without the place and the numbers of the layout that it refuses."""
     without_place = re.sub(r"^\S+\.json: ", "", message)
-    return re.sub(r"\d+", "N", without_place)
+    return re.sub(r"(?<!\w)\d+", "N", without_place)
 
 
 def _divisors(number: int) -> list[int]:

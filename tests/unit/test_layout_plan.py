@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_counted_and_not_listed(tiny_recipe: Path, four: La
 def test_half_precision_has_no_stage_0_of_its_own(tiny_recipe: Path) -> None:
     found = plan(tiny_recipe, count=1, precision="bf16")
     assert {one.zero_stage for one in found.layouts} == {1, 2, 3}
-    assert any(reason.startswith("ZeRO stage N in bfN runs as stage N") for reason in found.refused)
+    assert any(reason.startswith("ZeRO stage N in bf16 runs as stage N") for reason in found.refused)
 
 
 def test_layers_computed_again_take_time_and_spare_memory(tiny_recipe: Path, four: LayoutPlan) -> None:
