@@ -65,8 +65,9 @@ def test_a_batch_that_cannot_be_dealt_is_refused_in_every_layout_of_its_replicas
 
 
 def test_the_fastest_comes_first_and_its_figures_agree(four: LayoutPlan) -> None:
-    times = [one.time.step_s for one in four.layouts]
+    times = [(one.time.step_s, one.batch_plan.grad_accum_steps) for one in four.layouts]
     assert times == sorted(times)
+    assert len({seconds for seconds, _ in times}) < len(times)  # there are equal ones
     for one in four.layouts:
         assert one.tokens_per_s == pytest.approx(four.tokens / one.time.step_s)
         assert one.mfu < 0.5
@@ -83,6 +84,14 @@ def test_memory_is_what_check_foretells(tiny_recipe: Path) -> None:
     assert layouts[2, 1, 2] == checked.memory
     assert layouts[2, 1, 6].activations_bytes == pytest.approx(3 * checked.memory.activations_bytes, abs=3)
     assert layouts[2, 1, 6].logits_bytes == 3 * checked.memory.logits_bytes
+
+
+def test_a_stage_holds_no_more_micro_batches_than_there_are(tiny_recipe: Path) -> None:
+    found = plan(tiny_recipe, "model.hidden_size=64", "model.num_layers=6", count=2).layouts
+    staged = {one.batch_plan.grad_accum_steps: one.memory for one in found if one.num_stages == 2}
+    # One micro-batch of 12 rows, or two of 6 at a time.
+    assert staged[1].activations_bytes == pytest.approx(staged[2].activations_bytes, rel=0.3)
+    assert staged[12].activations_bytes < 0.3 * staged[2].activations_bytes
 
 
 def test_what_does_not_fit_is_counted_and_not_listed(tiny_recipe: Path, four: LayoutPlan) -> None:
