@@ -112,12 +112,16 @@ def plan_layouts(config: Config, *, hardware: Hardware, precision: str, program_
         hardware=hardware,
         precision=precision,
         tokens=sum(micro_batch.documents) / rows * config.train.global_batch_size,
-        # Of equal ones that with fewer micro-batches, each of which has overheads that are not foretold.
-        layouts=sorted(fitting, key=lambda layout: (layout.time.step_s, layout.batch_plan.grad_accum_steps)),
+        layouts=sorted(fitting, key=_rank),
         refused=refused,
         too_large=len(too_large),
         least_bytes=min((layout.memory.peak_bytes for layout in [*fitting, *too_large]), default=0),
     )
+
+
+def _rank(layout: PlannedLayout) -> tuple[float, int]:
+    """Faster first; of those equal to four digits fewer micro-batches, which have overheads that are not foretold."""
+    return float(f"{layout.time.step_s:.4g}"), layout.batch_plan.grad_accum_steps
 
 
 def _foretell(
