@@ -28,7 +28,7 @@ _RESIDENT_TOKENS = 4096
 _SAVED_TOKENS = 512
 _MEASURED_VOCABULARY = 8
 # One position in so many has a label, as many as the usual mask rate chooses; the last layer computes these alone.
-_LABEL_EVERY = 7
+LABEL_EVERY = 7
 _MEASURED_STEPS = 3
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
@@ -51,6 +51,10 @@ class Activations:
         """Bytes of so many layers and all else."""
         return self.a_layer * layers + self.outside
 
+    def scaled(self, factor: float) -> Activations:
+        """What `factor` times as many tokens take."""
+        return Activations(a_layer=round(self.a_layer * factor), outside=round(self.outside * factor))
+
 
 def measure_activations(
     model: ModelConfig, *, documents: Sequence[int], precision: str, resident: bool, recompute: bool = False
@@ -67,7 +71,7 @@ def measure_activations(
     sizes = {}
     for layers in sorted({min(layers, model.num_layers) for layers in _MEASURED_LAYERS}):
         small = model.model_copy(update={"num_layers": layers, "vocab_size": _MEASURED_VOCABULARY})
-        sizes[layers] = taken(_step(small, lengths=lengths, precision=precision, recompute=recompute))
+        sizes[layers] = taken(training_step(small, lengths=lengths, precision=precision, recompute=recompute))
     few, more = min(sizes), max(sizes)
     a_layer = (sizes[more] - sizes[few]) // max(1, more - few)
     scale = sum(documents) / sum(lengths)
@@ -114,8 +118,11 @@ def saved_bytes(step: Step) -> int:
     return sum(saved.values())
 
 
-def _step(model: ModelConfig, *, lengths: Sequence[int], precision: str, recompute: bool) -> Step:
-    """A forward pass of a new model in training; its number decides how lengths come together."""
+def training_step(model: ModelConfig, *, lengths: Sequence[int], precision: str, recompute: bool) -> Step:
+    """A forward pass of a new model in training over documents of these lengths, its number taken off each.
+
+    A label stands on every position in LABEL_EVERY.
+    """
     network = create_model(model, seed=0).to(_DTYPES[precision])
     network.encoder.recompute = recompute
     for parameter in network.parameters():
@@ -127,7 +134,7 @@ def _step(model: ModelConfig, *, lengths: Sequence[int], precision: str, recompu
         ids = torch.from_numpy(np.repeat(np.arange(1, len(own) + 1, dtype=np.int32), own)[None])
         positions = torch.from_numpy(np.concatenate([np.arange(length, dtype=np.int32) for length in own])[None])
         tokens = torch.full_like(ids, 5)
-        labels = torch.where(torch.arange(ids.shape[1]) % _LABEL_EVERY == 0, 5, -100)[None]
+        labels = torch.where(torch.arange(ids.shape[1]) % LABEL_EVERY == 0, 5, -100)[None]
         terms = network(tokens, positions, ids, labels)
         return torch.stack([term.loss for term in terms.values()]).sum()
 

@@ -69,8 +69,7 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
     notes = [*ds_plan.notes]
     corpus = _corpus(config)
     if corpus is None:
-        model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or _vocab_size(config)})
-        config = config.model_copy(update={"model": model})
+        config = _with_vocabulary(config)
     else:
         config = resolve(config, corpus.manifest)
         loader = loader_for(config, corpus, dp_rank=0, dp_world_size=batch_plan.dp_world_size)
@@ -113,6 +112,22 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
         # The last ones, the best, and the one that is being written before the oldest goes.
         checkpoints_kept=kept.keep_last + (config.evaluation is not None) + 1,
     )
+
+
+def expected_micro_batch(config: Config) -> tuple[Config, MicroBatch]:
+    """The resolved recipe, and what a micro-batch of its rows holds: as its shards say, where there are such already.
+
+    UserError for shards that are not there.
+    """
+    corpus = _corpus(config)
+    config = _with_vocabulary(config) if corpus is None else resolve(config, corpus.manifest)
+    return config, _micro_batch(config, None if corpus is None else _row_facts(config, corpus))
+
+
+def _with_vocabulary(config: Config) -> Config:
+    """The recipe with the vocabulary's size that its shards will have."""
+    model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or _vocab_size(config)})
+    return config.model_copy(update={"model": model})
 
 
 def _micro_batch(config: Config, rows: RowFacts | None) -> MicroBatch:

@@ -10,13 +10,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from trainer.data_config import DEFAULT_LANES, MIN_SEQ_LEN, DataConfig
+from trainer.model_config import ModelConfig
 from trainer.objective_config import MaskRateConfig, ObjectiveConfig
 from trainer.optimizer_config import AdamWConfig, OptimizerConfig
 from trainer.schedule_config import LinearConfig, ScheduleConfig, check_length
 from trainer.strict_model import PositiveInt, StrictModel
 from trainer.train_config import BatchWarmupStage, TrainConfig, check_batch_warmup
 
-__all__ = ["DEFAULT_LANES", "Config", "DataConfig", "ObjectiveConfig", "PositiveInt", "StrictModel", "TrainConfig"]
+__all__ = [
+    "DEFAULT_LANES",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "PositiveInt",
+    "StrictModel",
+    "TrainConfig",
+]
 
 
 class TokenizerConfig(StrictModel):
@@ -26,38 +36,6 @@ class TokenizerConfig(StrictModel):
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9995
     seed: int = 0
-
-
-class ModelConfig(StrictModel):
-    """The encoder's shape and dropout; `vocab_size` is taken from the tokenizer when it is left out.
-
-    embedding_dropout: None takes hidden_dropout; Hugging Face's classes have one rate for both, and export names that.
-    """
-
-    hidden_size: PositiveInt = 768
-    num_layers: PositiveInt = 12
-    num_heads: PositiveInt = 12
-    intermediate_size: PositiveInt = 3072
-    max_positions: PositiveInt = 512
-    type_vocab_size: PositiveInt = 2
-    vocab_size: PositiveInt | None = None
-    norm: Literal["post", "pre"] = "post"
-    positions: Literal["learned", "sinusoidal"] = "learned"
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
-    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
-    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> ModelConfig:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
-                f"use hidden_size={-(-self.hidden_size // self.num_heads) * self.num_heads}"
-            )
-        return self
 
 
 class PhaseConfig(StrictModel):
@@ -221,6 +199,11 @@ class Config(RunConfig):
     @model_validator(mode="after")
     def _objective_agrees(self) -> Config:
         objective = self.objective
+        if objective.pairs != "none" and self.model.family == "modernbert":
+            raise ValueError(
+                f"objective.pairs={objective.pairs} needs token types, which model.family: modernbert has none of; use "
+                "family: bert, or pairs: none"
+            )
         if objective.pairs != "none" and self.model.type_vocab_size < 2:
             raise ValueError(
                 f"objective.pairs={objective.pairs} needs two token types, but model.type_vocab_size is "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.config import ModelConfig
+from trainer.model.encoder import feed_forward_flops
 
 
 def model_flops(
@@ -27,7 +28,8 @@ def model_flops(
     layers, which only the predicted tokens and the first tokens of pairs go through; the head's
     transform and its decoder; the pooler and the pair head. The backward pass takes twice as much
     (Chowdhery et al. 2022, appendix B). Counting the last layer in full, as is usual, would claim work
-    that is not done. ValueError when vocab_size is not set.
+    that is not done. In family modernbert a gated feed-forward layer takes 6hi, and local attention at
+    most 4h min(Σ n_d², (local_window + 1) × tokens). ValueError when vocab_size is not set.
     """
     if config.vocab_size is None:
         raise ValueError("model_flops needs a model config whose vocab_size is resolved from the tokenizer")
@@ -42,12 +44,31 @@ def model_flops(
     )
 
 
+def recomputed_flops(
+    config: ModelConfig, *, tokens: int, sum_squared_document_lengths: int, predicted_tokens: int, paired_sequences: int
+) -> int:
+    """FLOPs that activation checkpointing adds: each layer's forward pass once more, the heads' not."""
+    flops = encoder_flops(
+        config,
+        tokens=tokens,
+        sum_squared_document_lengths=sum_squared_document_lengths,
+        last_layer_tokens=predicted_tokens + paired_sequences,
+    )
+    return flops // 3
+
+
 def encoder_flops(
     config: ModelConfig, *, tokens: int, sum_squared_document_lengths: int, last_layer_tokens: int
 ) -> int:
     """The encoder's part of `model_flops`: all terms but the heads', the last layer for `last_layer_tokens`."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    per_token, last_layer = 8 * hidden**2 + 4 * hidden * intermediate, 2 * hidden**2 + 4 * hidden * intermediate
+    hidden, feed_forward = config.hidden_size, feed_forward_flops(config)
+    per_token, last_layer = 8 * hidden**2 + feed_forward, 2 * hidden**2 + feed_forward
     projections = (config.num_layers - 1) * tokens * per_token + tokens * 6 * hidden**2 + last_layer_tokens * last_layer
-    attention = config.num_layers * 4 * hidden * sum_squared_document_lengths
+    seen_globally = seen_locally = sum_squared_document_lengths
+    global_layers = config.num_layers
+    if config.family == "modernbert":
+        global_layers = -(-config.num_layers // config.global_every)
+        seen_locally = min(sum_squared_document_lengths, (config.local_window + 1) * tokens)
+    seen = global_layers * seen_globally + (config.num_layers - global_layers) * seen_locally
+    attention = 4 * hidden * seen
     return 3 * (projections + attention)

@@ -142,7 +142,7 @@ class Trainer:
             "train/loss_scale": self.run.engine.loss_scale,
             "train/tokens": float(state.tokens),
             **{f"data/tokens/{name}": float(tokens) for name, tokens in state.source_tokens.items()},
-            **_over_ranks(dict(zip(own, speed, strict=True)), topology=runtime.topology),
+            **over_ranks(dict(zip(own, speed, strict=True)), topology=runtime.topology),
             "memory/peak_gib": peak_memory_gib(runtime.device),
             **(self._skips.collect() if self._skips is not None else {}),
             **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
@@ -278,7 +278,7 @@ class Trainer:
                 self._metrics.write_text("examples", markdown, step=step)
 
 
-def _over_ranks(sums: dict[str, float], *, topology: Topology) -> dict[str, float]:
+def over_ranks(sums: dict[str, float], *, topology: Topology) -> dict[str, float]:
     """Figures summed over ranks as figures of the job: rates of replicas add up, times and shares are means."""
     return {
         key: value / (topology.num_stages if key.startswith("throughput/") else topology.world_size)

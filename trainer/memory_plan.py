@@ -11,9 +11,10 @@ from itertools import pairwise
 
 import torch
 
-from trainer.activation_memory import measure_activations
+from trainer.activation_memory import Activations, measure_activations
 from trainer.config import ModelConfig
 from trainer.model.create import create_model, parameter_groups
+from trainer.model.encoder import vocab_size
 from trainer.model.pipeline_stage import Stage
 from trainer.optimizer_config import MuonConfig, OptimizerConfig, SGDConfig
 
@@ -94,23 +95,48 @@ def plan_memory(
     `bucket_elements` bounds what is flattened for one collective, `program_bytes` is what a process takes before it
     has a model (0 where the memory of a GPU is meant); `resident` and `recompute` as for `measure_activations`.
     """
-    activations = measure_activations(
-        model, documents=micro_batch.documents, precision=precision, resident=resident, recompute=recompute
+    return plan_with_activations(
+        measure_activations(
+            model, documents=micro_batch.documents, precision=precision, resident=resident, recompute=recompute
+        ),
+        logits=micro_batch.predicted * vocab_size(model),
+        optimizer=optimizer,
+        stages=stages,
+        half=precision != "fp32",
+        zero_stage=zero_stage,
+        dp_world_size=dp_world_size,
+        bucket_elements=bucket_elements,
+        program_bytes=program_bytes,
     )
+
+
+def plan_with_activations(
+    activations: Activations,
+    *,
+    logits: int,
+    optimizer: OptimizerConfig,
+    stages: Sequence[StageShare],
+    half: bool,
+    zero_stage: int,
+    dp_world_size: int,
+    bucket_elements: int,
+    program_bytes: int,
+) -> MemoryPlan:
+    """`plan_memory` where a micro-batch's activations are known, and how many `logits` it has."""
     # log-softmax saves its output; going back, the gradients of that and of the logits stand beside it.
-    logits = 3 * _FP32_BYTES * micro_batch.predicted * (model.vocab_size or 0)
+    logits_bytes = 3 * _FP32_BYTES * logits
     plans = [
         MemoryPlan(
             **plan_states(
                 stage.weights,
                 optimizer=optimizer,
-                half=precision != "fp32",
+                half=half,
                 zero_stage=zero_stage,
                 dp_world_size=dp_world_size,
                 bucket=min(stage.weights.parameters, bucket_elements),
             ),
             activations_bytes=max(0, activations.of_layers(stage.layers)) * stage.in_flight,
-            logits_bytes=logits if stage.has_head else 0,
+            logits_bytes=logits_bytes if stage.has_head else 0,
             program_bytes=program_bytes,
         )
         for stage in stages

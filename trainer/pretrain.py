@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from trainer.pretraining_run import PretrainingRun
 from trainer.progress import ProgressReporter
 from trainer.resume import Resume
 from trainer.run_folder import describe_run, sole_owner
-from trainer.runtime import on_main, started
+from trainer.runtime import Runtime, on_main, started
 from trainer.setup import plan_layout, set_up
 from trainer.stall import StallWatch
 from trainer.topology import topology_from_env
@@ -39,13 +39,7 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
     if config.export:
         require_export()
     with ExitStack() as held, started(topology, deterministic=config.deterministic) as runtime:
-
-        def prepare() -> list[Path]:
-            held.enter_context(sole_owner(config.run_dir))
-            return shard_folders(config, report=progress.message)
-
-        plan_layout(config, runtime=runtime)  # refused now rather than after hours of preparing data
-        shards = _on_this_host(config, on_main(runtime, prepare))
+        shards = ready_shards(config, runtime=runtime, held=held, report=progress.message)
         run = set_up(config, shards=shards, runtime=runtime, resume=resume, report=progress.message)
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)
@@ -60,6 +54,20 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
             on_main(runtime, lambda: export_checkpoint(run.config.run_dir, which="auto"))
             progress.message(f"exported to {run.config.run_dir / 'export'}")
     return finished
+
+
+def ready_shards(config: Config, *, runtime: Runtime, held: ExitStack, report: Callable[[str], None]) -> list[Path]:
+    """Each source's folder of shards on this host, made first from raw text; collective.
+
+    `held` then holds the run folder for this job. UserError where the layout is impossible.
+    """
+
+    def prepare() -> list[Path]:
+        held.enter_context(sole_owner(config.run_dir))
+        return shard_folders(config, report=report)
+
+    plan_layout(config, runtime=runtime)  # refused now rather than after hours of preparing data
+    return _on_this_host(config, on_main(runtime, prepare))
 
 
 def _train(run: PretrainingRun) -> bool:

@@ -21,7 +21,7 @@ from trainer.config import Config
 from trainer.ds_config import DeepSpeedPlan
 from trainer.evaluate import EvaluationResult, Validation
 from trainer.example_fills import SHOWN_ROWS, example_fills
-from trainer.flops import model_flops
+from trainer.flops import model_flops, recomputed_flops
 from trainer.phases import Phase, phase_at, phases_of
 from trainer.runtime import Runtime
 from trainer.schedule import learning_rate
@@ -106,13 +106,13 @@ class PretrainingRun:
 
     def flops(self, batches: Sequence[Batch]) -> int:
         """Model FLOPs of training on some micro-batches."""
-        return model_flops(
-            self.config.model,
-            tokens=sum(batch.tokens for batch in batches),
-            sum_squared_document_lengths=sum(batch.sum_squared_lengths for batch in batches),
-            predicted_tokens=sum(batch.predicted_tokens for batch in batches),
-            paired_sequences=sum(batch.paired_sequences for batch in batches),
-        )
+        return model_flops(self.config.model, **_sizes(batches))
+
+    def hardware_flops(self, batches: Sequence[Batch]) -> int:
+        """Model FLOPs and those of layers computed again, where the recipe says so (Chowdhery et al. 2022, app. B)."""
+        recomputed = self.config.parallel.activation_checkpointing
+        again = recomputed_flops(self.config.model, **_sizes(batches)) if recomputed else 0
+        return self.flops(batches) + again
 
     def tokens_by_source(self, batches: Sequence[Batch]) -> Int64Array:
         """Real tokens of some micro-batches, int64 [sources]."""
@@ -134,3 +134,13 @@ class PretrainingRun:
     def origin(self) -> dict[str, Any]:
         """What a checkpoint says of where the rows come from."""
         return {"shards": [str(source.folder.absolute()) for source in self.corpus.sources]}
+
+
+def _sizes(batches: Sequence[Batch]) -> dict[str, int]:
+    """What the FLOPs of some micro-batches depend on."""
+    return {
+        "tokens": sum(batch.tokens for batch in batches),
+        "sum_squared_document_lengths": sum(batch.sum_squared_lengths for batch in batches),
+        "predicted_tokens": sum(batch.predicted_tokens for batch in batches),
+        "paired_sequences": sum(batch.paired_sequences for batch in batches),
+    }

@@ -11,13 +11,18 @@ from trainer.checkpoint_files import CheckpointReader
 from trainer.config import Config, RunConfig
 from trainer.errors import UserError
 
-Resume = Literal["auto", "never"]
+Resume = Literal["auto", "never", "ignore"]
 # What says where a run is and reads, not what it computes.
 _NOT_TOLD = ("name", "runs_dir", "data.prepared", "data.text", "data.shards", "data.cache", "data.sources", "export")
 
 
 def find_checkpoint(checkpoints: CheckpointStore, *, resume: Resume, report: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint, None for a new run; UserError with `never` where there is any."""
+    """The newest whole checkpoint, None for a new run; UserError with `never` where there is any.
+
+    `ignore` is for what saves nothing, so that checkpoints of a run may be there.
+    """
+    if resume == "ignore":
+        return None
     if resume == "never":
         if checkpoints.steps():
             raise UserError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.model.loss_term import LossTerm
+from trainer.part_clock import BACKWARD, FORWARD, OPTIMIZER, PartClock
 from trainer.step_engine import EngineSettings, EngineStep
 from trainer.step_sums import StepBatch, StepSums
 
@@ -78,6 +79,17 @@ class DataParallelStep(EngineStep):
                 return self._forward(batch, predict=True)
         finally:
             self._engine.train()
+
+    @contextlib.contextmanager
+    def timed_parts(self, clock: PartClock) -> Iterator[None]:
+        parts = {"forward": FORWARD, "backward": BACKWARD, "step": OPTIMIZER}
+        for name, part in parts.items():
+            setattr(self._engine, name, clock.timed(part, getattr(self._engine, name)))
+        try:
+            yield
+        finally:
+            for name in parts:
+                delattr(self._engine, name)
 
     def _forward(self, batch: StepBatch, **options: bool) -> Any:
         inputs = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.pipe.engine import TRAIN_BATCH_TIMER, PipelineEngine
-from deepspeed.runtime.pipe.schedule import ReduceTiedGrads
+from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, OptimizerStep, ReduceTiedGrads
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from trainer.model.bert import BertForMaskedLanguageModel
 from trainer.model.loss_term import LossTerm
 from trainer.model.pipeline import EncoderPipeline, is_copy
 from trainer.model.pipeline_stage import STAGE_INPUTS
+from trainer.part_clock import BACKWARD, FORWARD, OPTIMIZER, PartClock
 from trainer.step_engine import EngineSettings, EngineStep
 from trainer.step_sums import StepBatch, StepSums
 
@@ -94,6 +95,17 @@ class PipelineStep(EngineStep):
         if not self._is_last:
             return {term: LossTerm(zero, zero, zero) for term in self._terms}
         return {term: LossTerm(*(value.double() for value in self._outputs[0][term])) for term in self._terms}
+
+    @contextlib.contextmanager
+    def timed_parts(self, clock: PartClock) -> Iterator[None]:
+        parts = {ForwardPass: FORWARD, BackwardPass: BACKWARD, OptimizerStep: OPTIMIZER}
+        table = self._engine._INSTRUCTION_MAP
+        timed = {instruction: clock.timed(part, table[instruction]) for instruction, part in parts.items()}
+        self._engine._INSTRUCTION_MAP = {**table, **timed}
+        try:
+            yield
+        finally:
+            del self._engine._INSTRUCTION_MAP
 
     def _loss(self, output: dict[str, LossTerm], _: object) -> Tensor:
         """The scalar that the last stage starts its backward pass from."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from trainer.fragments import EngineState, StateSource
+from trainer.part_clock import PartClock
 from trainer.step_sums import StepBatch, StepSums
 
 
@@ -35,6 +36,10 @@ class Step(Protocol):
 
     def eval_step(self, batch: StepBatch) -> StepSums:
         """This rank's sums over one micro-batch, without gradients or dropout."""
+        ...
+
+    def timed_parts(self, clock: PartClock) -> AbstractContextManager[None]:
+        """Tell a clock of each forward and backward pass and optimiser update of the steps taken inside."""
         ...
 
     def averaged_weights(self) -> AbstractContextManager[None]:

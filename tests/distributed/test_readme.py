@@ -16,6 +16,8 @@ SHORTER = {
     "trainer pretrain": " --set tokenizer.vocab_size=70 --set train.steps=2 --set schedule.warmup_steps=1"
     " --set data.validation_fraction=0.05 --set evaluation.max_rows=4 --set train.global_batch_size=4"
     " --set train.micro_batch_size=2",
+    "trainer profile": " --steps 1 --set tokenizer.vocab_size=70 --set train.steps=6 --set schedule.warmup_steps=1"
+    " --set data.validation_fraction=0.05 --set train.global_batch_size=4 --set train.micro_batch_size=2",
     "trainer finetune": " --set data.train=labelled.tsv --set data.validation=labelled.tsv --set data.test=null"
     " --set train.epochs=null --set train.steps=2 --set schedule.warmup_steps=1 --set train.global_batch_size=4"
     " --set train.micro_batch_size=4",

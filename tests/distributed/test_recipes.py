@@ -24,6 +24,7 @@ def test_the_recipes_are_these():
         "bert_large",
         "bert_mini",
         "demo",
+        "modernbert_mini",
         "parity",
         "roberta_base",
     ]

@@ -50,7 +50,11 @@ def gradients(whole: BertForMaskedLanguageModel) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("bounds", CUTS)
-@pytest.mark.parametrize("settings", [{}, {"norm": "pre"}, {"positions": "sinusoidal"}], ids=["post", "pre", "fixed"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"norm": "pre"}, {"positions": "sinusoidal"}, {"family": "modernbert", "local_window": 2}],
+    ids=["post", "pre", "fixed", "modernbert"],
+)
 def test_stages_give_the_plain_models_loss_and_gradients(bounds: list[int], settings: dict[str, object]) -> None:
     plain, cut = model(**settings), model(**settings)
     expected = plain(**batch())["mlm"]

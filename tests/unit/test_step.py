@@ -84,6 +84,19 @@ def test_every_zero_stage_gives_the_same_curve(
     )
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_family_modernbert_gives_its_own_curve_at_every_zero_stage(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, reference: list[tuple[float, float]], zero_stage: int
+) -> None:
+    family = ("model.family=modernbert", "model.num_layers=2", "model.local_window=4")
+    found, plain = (
+        curve(config_of(tiny_recipe, *family, micro=micro, zero_stage=stage), shards, runtime)
+        for micro, stage in ((6, zero_stage), (12, 0))
+    )
+    assert np.allclose(found, plain, rtol=2e-6, atol=0)
+    assert not np.allclose(found, reference, rtol=1e-3, atol=0)
+
+
 def test_the_loss_is_the_mean_over_predicted_tokens_of_the_whole_batch(
     tiny_recipe: Path, shards: Path, runtime: Runtime
 ) -> None:

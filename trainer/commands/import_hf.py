@@ -1,4 +1,4 @@
-"""`trainer import`: a Hugging Face BERT folder as a model of ours."""
+"""`trainer import`: a Hugging Face BERT or ModernBERT folder as a model of ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.commands.arguments import Commands
 
 def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("import", help="read a Hugging Face BERT folder and say what it holds")
+    parser = commands.add_parser("import", help="read a Hugging Face BERT or ModernBERT folder and say what it holds")
     parser.add_argument("folder", type=Path, metavar="HF_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the weights folder to make")
     parser.set_defaults(run=_run)

@@ -39,9 +39,17 @@ class SelfAttention(nn.Module):
 
 
 def document_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, groups: DocumentGroups, dropout_rate: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    groups: DocumentGroups,
+    dropout_rate: float,
+    reach: int | None = None,
 ) -> Tensor:
     """softmax(q k' / sqrt(d)) v within each document; all tensors are [T, heads, head_dim] in the flat layout.
+
+    With `reach` a token sees those of its document that are at most so many places away.
 
     One call of the device's variable-length kernel where there is one, else one call for each distinct
     length over a zero-copy view [documents, heads, length, head_dim]: no mask and no work on other documents.
@@ -49,22 +57,42 @@ def document_attention(
     if not groups:
         return query * 0 + key * 0 + value * 0  # empty, yet every projection stays in the graph
     if dropout_rate == 0.0 and has_variable_length_kernel(query.device, query.dtype, query.shape[-1]):
-        return _variable_length_attention(query, key, value, groups)
+        return _variable_length_attention(query, key, value, groups, reach=reach)
     # split, not slices: the gradient of each slice would be a zero tensor of the whole batch.
     sizes = [count * length for count, length in groups]
     parts = zip(*(torch.split(whole, sizes) for whole in (query, key, value)), groups, strict=True)
-    return torch.cat([_group_attention(q, k, v, group, dropout_rate) for q, k, v, group in parts])
+    longest = groups[-1][1]
+    band = None if reach is None or longest <= reach + 1 else _band(longest, reach, query.device)
+    return torch.cat(
+        [
+            _group_attention(q, k, v, group, dropout_rate, None if band is None else band[: group[1], : group[1]])
+            for q, k, v, group in parts
+        ]
+    )
 
 
-def _group_attention(query: Tensor, key: Tensor, value: Tensor, group: tuple[int, int], dropout_rate: float) -> Tensor:
+def _group_attention(
+    query: Tensor, key: Tensor, value: Tensor, group: tuple[int, int], dropout_rate: float, band: Tensor | None
+) -> Tensor:
     q, k, v = (part.view(*group, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
     if dropout_rate and q.device.type == "cpu":
         # torch's own CPU form with dropout is not fused either, and draws its mask slowly.
-        weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
+        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+        if band is not None:
+            scores = scores.masked_fill(~band, float("-inf"))
+        weights = scores.softmax(-1)
         context = torch.matmul(dropout(weights, rate=dropout_rate, training=True), v)
     else:
-        context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate)
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=band, dropout_p=dropout_rate)
     return context.transpose(1, 2).flatten(0, 1)
+
+
+# Of the longest document, for a shorter one's is a corner of it.
+@lru_cache(maxsize=2)
+def _band(length: int, reach: int, device: torch.device) -> Tensor:
+    """Which tokens of a document see each other: bool [length, length]."""
+    places = torch.arange(length, device=device)
+    return (places[:, None] - places).abs() <= reach
 
 
 @lru_cache(maxsize=8)
@@ -82,9 +110,14 @@ def _offsets_on(device: torch.device, groups: DocumentGroups) -> Tensor:
     return torch.tensor(document_offsets(groups), dtype=torch.int32, device=device)
 
 
-def _variable_length_attention(query: Tensor, key: Tensor, value: Tensor, groups: DocumentGroups) -> Tensor:
+def _variable_length_attention(
+    query: Tensor, key: Tensor, value: Tensor, groups: DocumentGroups, *, reach: int | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     offsets = _offsets_on(query.device, groups)
     longest = groups[-1][1]
-    return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest))
+    if reach is None:
+        return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest))
+    window = (reach, reach)
+    return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest, window_size=window))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.model.encoder import BertEncoder
+from trainer.model.family import create_encoder
 from trainer.model.heads import MaskedLanguageModelHead, Pooler
 from trainer.model.layout import TokenLayout
 from trainer.model.loss_term import MASKED_LANGUAGE_MODEL, LossTerm, classification_term
@@ -36,8 +36,8 @@ class BertForMaskedLanguageModel(nn.Module):
         self.config = config
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
-        self.encoder = BertEncoder(config)
-        self.head = MaskedLanguageModelHead(config, word=self.encoder.embeddings.word)
+        self.encoder = create_encoder(config)
+        self.head = MaskedLanguageModelHead(config, word=self.encoder.word)
 
     def forward(
         self,
@@ -109,7 +109,7 @@ class BertWithPooler(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = BertEncoder(config)
+        self.encoder = create_encoder(config)
         self.pooler = Pooler(config)
 
     def forward(

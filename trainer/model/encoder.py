@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:
-    """A norm over the hidden size with the recipe's epsilon."""
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    """A norm over the hidden size with the recipe's epsilon, and the bias that the family has or lacks."""
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.family == "bert")
 
 
 def vocab_size(config: ModelConfig) -> int:
@@ -36,6 +37,11 @@ def vocab_size(config: ModelConfig) -> int:
             "model.vocab_size is not set: it must be known to build a model; take it from the tokenizer or set it"
         )
     return config.vocab_size
+
+
+def feed_forward_flops(config: ModelConfig) -> int:
+    """FLOPs of one token's way through a layer's feed-forward part: two projections, or three where it is gated."""
+    return 2 * (3 if config.family == "modernbert" else 2) * config.hidden_size * config.intermediate_size
 
 
 def sinusoidal_table(config: ModelConfig) -> Tensor:
@@ -141,16 +147,23 @@ def run_layer(
     return output
 
 
-class BertEncoder(nn.Module):
-    """BERT's encoder (Devlin et al. 2019) over packed documents: no token sees another document's tokens."""
+class Encoder(nn.Module):
+    """Embeddings, layers and a last norm over packed documents: no token sees another document's tokens."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, *, embeddings: nn.Module, layers: Iterable[nn.Module], final_norm: nn.Module
+    ) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
-        self.final_norm = layer_norm(config) if config.norm == "pre" else nn.Identity()
+        self.embeddings = embeddings
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = final_norm
+
+    @property
+    def word(self) -> nn.Embedding:
+        """The words' embedding, by which the head of masked-language modelling decodes."""
+        return cast(nn.Embedding, self.embeddings.word)
 
     def forward(
         self,
@@ -177,3 +190,15 @@ class BertEncoder(nn.Module):
             hidden = run_layer(layer, hidden, layout.groups, wanted, recompute=self.recompute)
         output: Tensor = self.final_norm(hidden)
         return output
+
+
+class BertEncoder(Encoder):
+    """BERT's encoder (Devlin et al. 2019)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            config,
+            embeddings=Embeddings(config),
+            layers=(EncoderLayer(config) for _ in range(config.num_layers)),
+            final_norm=layer_norm(config) if config.norm == "pre" else nn.Identity(),
+        )

@@ -10,11 +10,14 @@ from trainer.model.encoder import ACTIVATIONS, layer_norm, vocab_size
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Dense, activation, norm, then the word embedding's own matrix as decoder (Devlin et al. 2019, appendix A)."""
+    """Dense, activation, norm, then the word embedding's own matrix as decoder (Devlin et al. 2019, appendix A).
+
+    In family modernbert only the decoder has a bias.
+    """
 
     def __init__(self, config: ModelConfig, *, word: nn.Embedding) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.family == "bert")
         self.activation = ACTIVATIONS[config.activation]
         self.norm = layer_norm(config)
         self.decoder = nn.Linear(config.hidden_size, vocab_size(config), device="meta")

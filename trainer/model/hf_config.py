@@ -9,16 +9,16 @@ from pydantic import ValidationError
 
 from trainer.config import ModelConfig
 from trainer.errors import UserError
+from trainer.model.hf_modernbert import MODERNBERT, modernbert_fields, to_modernbert_config
+from trainer.model.hf_values import ACTIVATION_NAMES, check_values, own_activation, own_fields
 
-# Post-norm is BertModel; pre-norm, with a final norm and none after the embeddings, is MegatronBertModel.
+# Family bert: post-norm is BertModel; pre-norm, with a final norm, none after the embeddings, is MegatronBertModel.
 MODEL_TYPES: dict[str, str] = {"post": "bert", "pre": "megatron-bert"}
 CLASS_PREFIXES: dict[str, str] = {"post": "Bert", "pre": "MegatronBert"}
 _IMPORTED_CLASSES = {
     prefix + suffix for prefix in CLASS_PREFIXES.values() for suffix in ("Model", "ForMaskedLM", "ForPreTraining")
-}
+} | {"ModernBertModel", "ModernBertForMaskedLM"}
 Suffix = Literal["Model", "ForMaskedLM", "ForPreTraining"]
-_ACTIVATION_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
-_ACTIVATIONS = {**{hf: own for own, hf in _ACTIVATION_NAMES.items()}, "gelu_new": "gelu_tanh"}
 _FIELDS = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -44,10 +44,12 @@ _FIXED_VALUES: dict[str, Any] = {
 
 def to_hf_config(config: ModelConfig, *, suffix: Suffix, dtype: str) -> dict[str, Any]:
     """`config.json`'s content for the class named by `suffix`, weights stored as `dtype` ("float32", ...)."""
+    if config.family == "modernbert":
+        return to_modernbert_config(config, architecture=f"ModernBert{suffix}", dtype=dtype)
     return {
         "architectures": [CLASS_PREFIXES[config.norm] + suffix],
         "model_type": MODEL_TYPES[config.norm],
-        "hidden_act": _ACTIVATION_NAMES[config.activation],
+        "hidden_act": ACTIVATION_NAMES[config.activation],
         **{hf: getattr(config, own) for own, hf in _FIELDS.items()},
         "pad_token_id": 0,
         "tie_word_embeddings": True,
@@ -59,25 +61,21 @@ def from_hf_config(values: dict[str, Any], *, source: Path) -> ModelConfig:
     """The model's shape from a `config.json`'s content, learned positions; UserError for what is not supported."""
     norms = {hf: own for own, hf in MODEL_TYPES.items()}
     model_type = values.get("model_type")
-    if model_type not in norms:
-        raise UserError(f"{source}: model_type={model_type!r} is not supported; supported are {', '.join(norms)}")
+    if model_type not in (*norms, MODERNBERT):
+        supported = ", ".join((*norms, MODERNBERT))
+        raise UserError(f"{source}: model_type={model_type!r} is not supported; supported are {supported}")
     for name in values.get("architectures") or []:
         if name not in _IMPORTED_CLASSES:
             raise UserError(
                 f"{source}: architecture {name} is not supported; supported are {', '.join(sorted(_IMPORTED_CLASSES))}"
             )
-    for key, expected in _FIXED_VALUES.items():
-        if values.get(key, expected) != expected:
-            raise UserError(f"{source}: {key}={values[key]!r} is not supported; it must be {expected!r}")
-    if values.get("hidden_act", "gelu") not in _ACTIVATIONS:
-        raise UserError(
-            f"{source}: hidden_act={values['hidden_act']!r} is not supported; supported are {', '.join(_ACTIVATIONS)}"
-        )
-    missing = [hf for hf in list(_FIELDS.values())[:7] if hf not in values]
-    if missing:
-        raise UserError(f"{source}: missing {', '.join(missing)}; a model's shape is not guessed")
-    fields = {own: values[hf] for own, hf in _FIELDS.items() if hf in values}
-    fields |= {"norm": norms[model_type], "activation": _ACTIVATIONS[values.get("hidden_act", "gelu")]}
+    if model_type == MODERNBERT:
+        fields = modernbert_fields(values, source=source)
+    else:
+        check_values(values, _FIXED_VALUES, source=source)
+        activation = own_activation(values, key="hidden_act", source=source)
+        fields = own_fields(values, _FIELDS, needed=list(_FIELDS.values())[:7], source=source)
+        fields |= {"norm": norms[model_type], "activation": activation}
     try:
         return ModelConfig(**fields)
     except ValidationError as error:

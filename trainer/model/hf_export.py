@@ -16,6 +16,7 @@ from trainer.errors import UserError
 from trainer.model.encoder import sinusoidal_table
 from trainer.model.hf_config import Suffix, to_hf_config
 from trainer.model.hf_names import (
+    BASE_PREFIXES,
     DECODER_BIAS,
     HEAD_PARTS,
     PAIR_WEIGHT,
@@ -37,10 +38,10 @@ def export_hf(
     """Write config, weights, tokenizer and a model card into `out`, whole or not at all; called on one rank.
 
     `model_state` is a model's `state_dict`: the encoder, with any of MLM head, pooler and pair head. The folder holds
-    a (Megatron)BertForPreTraining where there are all three, a (Megatron)BertForMaskedLM where there is an MLM head
-    but no pair head, else a (Megatron)BertModel. A former export in `out` is replaced. UserError for weights that do
-    not fit `config`, for a tokenizer that cannot be expressed or is larger than the vocabulary, and for an `out` that
-    holds something else.
+    a (Megatron)BertForPreTraining where there are all three, a (Megatron|Modern)BertForMaskedLM where there is an MLM
+    head but no pair head, else a (Megatron|Modern)BertModel. A former export in `out` is replaced. UserError for
+    weights that do not fit `config`, for a tokenizer that cannot be expressed or is larger than the vocabulary, and
+    for an `out` that holds something else.
     """
     _check_out(out)
     weights = _stored_weights(model_state, config)
@@ -102,9 +103,9 @@ def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Pat
     has_head = DECODER_BIAS in weights
     names = hf_names(config)
     # In a BertForMaskedLM the encoder is the part named `bert`; a BertModel is that part itself.
-    prefix = "bert." if has_head else ""
+    prefix = BASE_PREFIXES[config.family] if has_head else ""
     stored = {
-        names[name] if names[name].startswith("cls.") else prefix + names[name]: weight.contiguous()
+        ("" if name.startswith(("head.", "pair_head.")) else prefix) + names[name]: weight.contiguous()
         for name, weight in weights.items()
     }
     try:
@@ -130,13 +131,18 @@ def _model_card(config: ModelConfig, architecture: str, weights: Mapping[str, Te
         load = f"from transformers import pipeline\n\nprint({use})"
     else:
         task, load = "", "from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained('.')"
-    pooler = "" if "pooler.dense.weight" in weights else "\nThere is no pooler: none was trained.\n"
+    norm = "pre" if config.family == "modernbert" else config.norm
+    pooler = (
+        ""
+        if config.family == "modernbert" or "pooler.dense.weight" in weights
+        else "\nThere is no pooler: none was trained.\n"
+    )
     return f"""---
 library_name: transformers
 {task}---
 # {architecture}, {count / 1e6:.1f} M parameters
 
-{config.num_layers} layers x {config.hidden_size} with {config.num_heads} heads, {config.norm}-norm; a vocabulary of
+{config.num_layers} layers x {config.hidden_size} with {config.num_heads} heads, {norm}-norm; a vocabulary of
 {config.vocab_size}; up to {config.max_positions} tokens. Written by Bertline.
 {pooler}
 ```python

@@ -1,4 +1,4 @@
-"""A Hugging Face BERT folder as this encoder's shape and weights."""
+"""A Hugging Face BERT or ModernBERT folder as this encoder's shape and weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.model.encoder import sinusoidal_table
 from trainer.model.hf_config import from_hf_config
 from trainer.model.hf_names import (
+    BASE_PREFIXES,
     HEAD_PARTS,
     POSITION_WEIGHT,
     check_weights,
@@ -23,7 +24,14 @@ from trainer.model.hf_names import (
 )
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-_DECODER = "cls.predictions.decoder."
+# A name under which a weight stands twice, and the first one.
+_COPIES = {
+    "bert": {
+        "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    "modernbert": {"decoder.weight": "embeddings.tok_embeddings.weight"},
+}
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
@@ -38,40 +46,42 @@ class ImportedModel(NamedTuple):
 
 
 def import_hf(folder: Path) -> ImportedModel:
-    """Read a BertModel, BertForMaskedLM, BertForPreTraining or their MegatronBert forms.
+    """Read a BertModel, BertForMaskedLM or BertForPreTraining, one's MegatronBert or one of the first two's ModernBert
+    form.
 
     Weights come from safetensors or `pytorch_model.bin` (loaded without running code), whole or sharded, with
-    or without the prefix `bert.`. UserError for another architecture, for config values that this encoder
+    or without the base model's prefix. UserError for another architecture, for config values that this encoder
     lacks, and for weights that are missing, unknown or of another shape.
     """
     path = folder / "config.json"
     config = from_hf_config(_read_json(path), source=path)
-    stored = {_modern_name(name): weight for name, weight in _read_weights(folder).items()}
+    prefix = BASE_PREFIXES[config.family]
+    stored = {_plain_name(name, prefix=prefix): weight for name, weight in _read_weights(folder).items()}
     stored = {name: weight for name, weight in stored.items() if name not in _BUFFERS}
-    _drop_tied(stored, folder)
+    _drop_tied(stored, folder, family=config.family)
     own_names = {hf: own for own, hf in hf_names(config).items()}
     weights = {own_names.get(name, name): weight for name, weight in stored.items()}
     missing = tuple(part for part in HEAD_PARTS if not any(name.startswith(f"{part}.") for name in weights))
     shapes = weight_shapes(config)
     expected = {name: shape for name, shape in shapes.items() if name.partition(".")[0] not in missing}
     check_weights(weights, expected, source=str(folder))
-    if torch.equal(weights[POSITION_WEIGHT], sinusoidal_table(config).to(weights[POSITION_WEIGHT].dtype)):
+    learned = POSITION_WEIGHT in weights
+    if learned and torch.equal(weights[POSITION_WEIGHT], sinusoidal_table(config).to(weights[POSITION_WEIGHT].dtype)):
         config = config.model_copy(update={"positions": "sinusoidal"})
         del weights[POSITION_WEIGHT]
     return ImportedModel(config, weights, missing)
 
 
-def _drop_tied(stored: dict[str, Tensor], folder: Path) -> None:
+def _drop_tied(stored: dict[str, Tensor], folder: Path, *, family: str) -> None:
     """Remove the decoder's second copies of the word embedding and of its bias; refuse a decoder of its own."""
-    originals = {"weight": "embeddings.word_embeddings.weight", "bias": "cls.predictions.bias"}
-    for part, original in originals.items():
-        copy = stored.pop(_DECODER + part, None)
+    for copied, original in _COPIES[family].items():
+        copy = stored.pop(copied, None)
         if copy is not None and not torch.equal(copy, stored.setdefault(original, copy)):
-            raise UserError(f"{folder}: {_DECODER}{part} differs from {original}; an untied decoder is not supported")
+            raise UserError(f"{folder}: {copied} differs from {original}; an untied decoder is not supported")
 
 
-def _modern_name(name: str) -> str:
-    name = name.removeprefix("bert.")
+def _plain_name(name: str, *, prefix: str) -> str:
+    name = name.removeprefix(prefix)
     if "LayerNorm" in name:
         name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
     return name

@@ -1,4 +1,4 @@
-"""Which of this encoder's weights is which in Hugging Face's BertModel and MegatronBertModel."""
+"""Which of this encoder's weights is which in Hugging Face's BertModel, MegatronBertModel and ModernBertModel."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.config import ModelConfig
 from trainer.errors import UserError
+from trainer.model.bert import BertForMaskedLanguageModel
 from trainer.model.pretraining import BertForPreTraining
 
 WORD_WEIGHT = "encoder.embeddings.word.weight"
@@ -37,12 +38,31 @@ _OUTER_NORM = {
 _HEAD = {"head.dense": "cls.predictions.transform.dense", "head.norm": "cls.predictions.transform.LayerNorm"}
 _POOLER = {"pooler.dense": "pooler.dense"}
 _PAIR_HEAD = {"pair_head": "cls.seq_relationship"}
+_MODERN_LAYER = {
+    "attention_norm": "attn_norm",
+    "attention.query_key_value": "attn.Wqkv",
+    "attention.output": "attn.Wo",
+    "feed_forward_norm": "mlp_norm",
+    "feed_forward.up": "mlp.Wi",
+    "feed_forward.down": "mlp.Wo",
+}
+_MODERN_OUTER = {
+    "encoder.embeddings.word": "embeddings.tok_embeddings",
+    "encoder.embeddings.norm": "embeddings.norm",
+    "encoder.final_norm": "final_norm",
+    "head.dense": "head.dense",
+    "head.norm": "head.norm",
+}
+# The part of Hugging Face's models with heads that is the encoder (and BERT's pooler).
+BASE_PREFIXES = {"bert": "bert.", "modernbert": "model."}
 # What stands on the encoder; a state may lack any of them.
 HEAD_PARTS = ("head", "pooler", "pair_head")
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
-    """Own name -> Hugging Face's name without `bert.`, for every stored weight of encoder and heads."""
+    """Own name -> Hugging Face's name without that of the base model, for every stored weight of encoder and heads."""
+    if config.family == "modernbert":
+        return _modern_names(config)
     layer = _LAYER | _LAYER_NORMS[config.norm]
     modules = _OUTER_NORM[config.norm] | _HEAD | _POOLER | _PAIR_HEAD
     for number in range(config.num_layers):
@@ -54,11 +74,27 @@ def hf_names(config: ModelConfig) -> dict[str, str]:
     return names
 
 
+def _modern_names(config: ModelConfig) -> dict[str, str]:
+    modules = dict(_MODERN_OUTER)
+    for number in range(config.num_layers):
+        modules |= {f"encoder.layers.{number}.{own}": f"layers.{number}.{hf}" for own, hf in _MODERN_LAYER.items()}
+    del modules["encoder.layers.0.attention_norm"]
+    return {f"{own}.weight": f"{hf}.weight" for own, hf in modules.items()} | {DECODER_BIAS: "decoder.bias"}
+
+
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Own name -> shape, for every stored weight of encoder and heads, positions as a learned table."""
+    """Own name -> shape, for every stored weight of encoder and heads, positions as a learned table.
+
+    ModernBERT has no pooler and no pair head.
+    """
     learned = config.model_copy(update={"positions": "learned"})
     with torch.device("meta"):
-        state = BertForPreTraining(learned, candidates=1).state_dict()
+        model = (
+            BertForMaskedLanguageModel(learned)
+            if config.family == "modernbert"
+            else BertForPreTraining(learned, candidates=1)
+        )
+        state = model.state_dict()
     return {name: tuple(weight.shape) for name, weight in state.items() if name != TIED_WEIGHT}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from trainer.config import ModelConfig
-from trainer.model.encoder import vocab_size
+from trainer.model.encoder import feed_forward_flops, vocab_size
 
 # Measured on one core in fp32, forward and backward, at the shapes of bert_mini and bert_base: what the embeddings
 # take of a layer's time (0.03 to 0.06), and the head's time a FLOP over a layer's (1.10 to 1.21).
@@ -20,8 +20,7 @@ def unit_costs(config: ModelConfig, *, tokens: int, predicted_tokens: int) -> li
     Forward and backward together, as in `trainer.flops` but for attention's scores, which are small where documents
     are. The last layer and the head work on predicted tokens only.
     """
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    feed_forward = 4 * hidden * intermediate
+    hidden, feed_forward = config.hidden_size, feed_forward_flops(config)
     layer = tokens * (8 * hidden**2 + feed_forward)
     last_layer = tokens * 6 * hidden**2 + predicted_tokens * (2 * hidden**2 + feed_forward)
     head = _HEAD_FACTOR * predicted_tokens * (2 * hidden**2 + 2 * hidden * vocab_size(config))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.model.encoder import BertEncoder
+from trainer.model.family import create_encoder
 from trainer.model.layout import TokenLayout
 from trainer.model.loss_term import LossTerm
 
@@ -39,7 +39,7 @@ class TaskModel(nn.Module):
         super().__init__()
         self.config = config
         self.term = term
-        self.encoder = BertEncoder(config)
+        self.encoder = create_encoder(config)
         self.head = head
 
     def freeze_below(self, layers: int) -> None:
