@@ -1,0 +1,129 @@
+"""Raw text on the network: which files a URL names, and their bytes as an ordinary file that can be read anywhere."""
+
+from __future__ import annotations
+
+import glob
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, BinaryIO
+
+from data_pipeline.retry import OPENING, READING
+from data_pipeline.storage import FileState, RemoteFolder
+from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+# Of one request: long against the way to the server and back, short against what a broken connection costs.
+REQUEST_BYTES = 8 << 20
+_LISTED = ("s3://", "gs://")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of raw text on the network, and what it was when it was found."""
+
+    base: str
+    name: str
+    state: FileState
+
+    def __str__(self) -> str:
+        return f"{self.base}/{self.name}"
+
+    def open(self) -> BinaryIO:
+        """The file's bytes, fetched as they are read; a read raises UserError when the file is not what was found."""
+        return io.BufferedReader(_Ranges(self), REQUEST_BYTES)
+
+
+def find_remote(url: str, *, suffixes: Sequence[str]) -> list[RemoteFile]:
+    """The files of text that a URL names, sorted by name.
+
+    A URL that ends in one of `suffixes` is a file. Under s3:// and gs://, others are folders, searched to their full
+    depth for such files, or globs in which `*` stays within a folder's name and `**` stands for any folders; a folder
+    that a glob matches is searched. Raises UserError.
+    """
+    scheme, _, rest = url.rstrip("/").partition("://")
+    host, _, path = rest.partition("/")
+    base = f"{scheme}://{host}"
+    remote = RemoteFolder(base, policy=OPENING)
+    if not glob.has_magic(path) and path.lower().endswith(tuple(suffixes)):
+        return [RemoteFile(base, path, remote.state(path))]
+    if not url.startswith(_LISTED):
+        raise UserError(
+            f"{url} names no file ending in {' '.join(suffixes)}, and a {scheme} server lists neither folders nor "
+            "globs; name each file"
+        )
+    wanted = path.split("/") if path else []
+    fixed = next((number for number, part in enumerate(wanted) if glob.has_magic(part)), len(wanted))
+    found = remote.find("/".join(wanted[:fixed]))
+    files = [
+        RemoteFile(base, name, state)
+        for name, state in found.items()
+        if _is_wanted(name.split("/"), wanted, fixed=fixed, suffixes=tuple(suffixes))
+    ]
+    if not files:
+        raise UserError(f"{url} names no text; it needs files ending in {' '.join(suffixes)}")
+    return files
+
+
+def _is_wanted(parts: list[str], wanted: list[str], *, fixed: int, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file is one that a glob matches, or one with text in a folder that it matches; hidden ones are not."""
+    if any(part.startswith(".") for part in parts[fixed:]):
+        return False
+    if len(wanted) > fixed and _matches(parts, wanted):
+        return True
+    in_folder = any(_matches(parts[:depth], wanted) for depth in range(len(parts)))
+    return in_folder and parts[-1].lower().endswith(suffixes)
+
+
+def _matches(parts: list[str], wanted: list[str]) -> bool:
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        return any(_matches(parts[start:], wanted[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file's bytes, each read a request for a range."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._remote = RemoteFolder(file.base, policy=READING)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.state.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        start = self._position
+        end = min(start + len(view), self._file.state.size)
+        if end <= start:
+            return 0
+        content = self._remote.read_range(self._file.name, start=start, end=end, parse=bytes)
+        if end == self._file.state.size:
+            self._check_unchanged()
+        if len(content) != end - start:
+            raise self._changed()
+        view[: len(content)] = content
+        self._position = end
+        return len(content)
+
+    def _check_unchanged(self) -> None:
+        """At its end, the file must still be the one whose first bytes were read."""
+        if self._remote.state(self._file.name) != self._file.state:
+            raise self._changed()
+
+    def _changed(self) -> UserError:
+        return UserError(f"{self._file} was written to while it was read; run the same again when it is finished")
