@@ -76,7 +76,7 @@ def expand_inputs(paths: Sequence[str | Path]) -> list[InputFile]:
 
 def _expand(given: str) -> Iterator[Path | RemoteFile]:
     path = Path(given)
-    if not path.exists() and _is_remote(given):
+    if _is_remote(given):
         yield from find_remote(given, suffixes=tuple(_FORMATS))
     elif path.is_dir():
         yield from _text_files(path)

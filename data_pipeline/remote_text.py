@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Of one request: long against the way to the server and back, short against what a broken connection costs.
 REQUEST_BYTES = 8 << 20
 _COPY_BYTES = 1 << 16
-_LISTED = ("s3://", "gs://")
+_LISTED = ("s3", "gs")
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ def find_remote(url: str, *, suffixes: Sequence[str]) -> list[RemoteFile]:
     that a glob matches is searched. Raises UserError.
     """
     scheme, _, rest = url.rstrip("/").partition("://")
+    scheme = scheme.lower()
     host, _, path = rest.partition("/")
     base = f"{scheme}://{host}"
     remote = RemoteFolder(base, policy=OPENING)
     if not glob.has_magic(path) and path.lower().endswith(tuple(suffixes)):
         return [RemoteFile(base, path, remote.state(path))]
-    if not url.startswith(_LISTED):
+    if scheme not in _LISTED:
         raise UserError(
             f"{url} names no file ending in {' '.join(suffixes)}, and a {scheme} server lists neither folders nor "
             "globs; name each file"

@@ -25,6 +25,7 @@ from tests.benchmarks.peer_process import PeerProcess
 from tests.benchmarks.report import Figure, Outcome
 from tests.benchmarks.timing import Contender, paired_ratio, race
 from trainer.config import Config, DataConfig, TrainConfig
+from trainer.data_config import DEFAULT_LANES
 from trainer.objective_config import ObjectiveConfig
 
 _TARGET_TOKENS_A_SECOND = 10_000_000.0
@@ -50,12 +51,19 @@ _PEERS = {
 
 
 def measure_loader(
-    material: Material, *, peer_python: Path, rounds: int, seconds: float = 1.0, peers: Sequence[str] = tuple(_PEERS)
+    material: Material,
+    *,
+    peer_python: Path,
+    rounds: int,
+    seconds: float = 1.0,
+    peers: Sequence[str] = tuple(_PEERS),
+    memory_blocks: Sequence[int] = (20, DEFAULT_LANES + 240),
 ) -> Outcome:
     """Tokens a second that are not padding, each contender alone on the one core this process must be held to.
 
     A turn of ours is at least one whole epoch, so that each block's reading and packing is in it. The peers are
-    processes of `peer_python` that wait while it is not their turn.
+    processes of `peer_python` that wait while it is not their turn. The memory is that of a rank alone on shards of
+    `memory_blocks` blocks, fewer and more than it has lanes.
     """
     torch.manual_seed(0)
     own = {
@@ -90,7 +98,7 @@ def measure_loader(
             Figure("share of a row that is not padding", own[_OURS].fill, target=_LEAST_FILL, unit=""),
             Figure("from opening the shards to the batch behind step 1", resumed[0], limit=_MOST_RESUME_S, unit="s"),
             Figure("... behind step 1,000,000", resumed[1], limit=_MOST_RESUME_S, unit="s"),
-            *measure_memory(),
+            *map(measure_memory, memory_blocks),
         ),
         remarks=(
             "bertline's turn is a whole epoch, reading and packing of every block included",

@@ -95,6 +95,7 @@ def texts(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     ("place", "documents"),
     [
         ("s3://bucket/text/a.txt", ["one", "two"]),
+        ("S3://bucket/text/a.txt", ["one", "two"]),
         ("s3://bucket/text", ["one", "two", "three", "four"]),
         ("s3://bucket/text/", ["one", "two", "three", "four"]),
         ("s3://bucket/text/*.txt", ["one", "two"]),
