@@ -122,10 +122,10 @@ class _Ranges(io.RawIOBase):
 
     def _fetch(self, number: int) -> bytes:
         """One of the equal pieces that the file is fetched in."""
-        start, size = number * REQUEST_BYTES, self._file.state.size
-        end = min(start + REQUEST_BYTES, size)
+        start = number * REQUEST_BYTES
+        end = min(start + REQUEST_BYTES, self._file.state.size)
         content = self._remote.read_range(self._file.name, start=start, end=end, parse=bytes)
-        # At its end, the file must still be the one whose first bytes were read.
-        if len(content) < end - start or (end == size and self._remote.state(self._file.name) != self._file.state):
+        # Pieces of two contents would make a third one.
+        if len(content) < end - start or self._remote.state(self._file.name) != self._file.state:
             raise UserError(f"{self._file} was written to while it was read; run the same again when it is finished")
         return content

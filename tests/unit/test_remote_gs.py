@@ -46,7 +46,7 @@ def upload(shards: Path) -> Iterator[Upload]:
         ).close()
 
     for path in sorted(shards.rglob("*")):
-        if path.is_file() and not path.name.startswith("rows-"):
+        if path.is_file() and not path.name.startswith(("rows-", "build.")):
             put(f"corpus/shards/{path.relative_to(shards)}", path.read_bytes())
     for name, content in TEXTS.items():
         put(name, content)

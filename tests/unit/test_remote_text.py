@@ -85,10 +85,11 @@ def test_every_format_is_read_by_ranges(server: FileServer, name: str) -> None:
     content = FORMATS[name](DOCUMENTS)
     (server.folder / name).write_bytes(content)
     assert read(f"{server.url}/{name}") == DOCUMENTS
-    # Each piece came once, and the end of a tar before the rest too, since it shows the tar whole.
+    # Each piece came once; the end of a tar before the rest too, since it shows the tar whole, and a parquet file's
+    # contents before its columns.
     ranges = {f"bytes={start}-{min(start + 4000, len(content)) - 1}" for start in range(0, len(content), 4000)}
-    assert {asked for _, asked in server.requests} == ranges
-    assert len(server.requests) <= len(ranges) + (1 if name in ("a.tar", "a.parquet") else 0)
+    assert {asked for _, asked in server.requests} <= ranges
+    assert len(server.requests) <= {"a.tar": len(ranges) + 1, "a.parquet": 2 * len(ranges)}.get(name, len(ranges))
 
 
 PASSING_FAULTS = {
@@ -139,16 +140,24 @@ def test_a_file_that_is_not_there_and_refused_access_stop_at_once(server: FileSe
     assert len(server.faults) == 8
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(server: FileServer) -> None:
-    served = server.folder / "a.txt"
-    for change in (lambda old: old.swapcase(), lambda old: old[: len(old) // 2], lambda old: old + b"more\n"):
-        served.write_bytes(FORMATS["a.txt"](DOCUMENTS))
-        (file,) = expand_inputs([f"{server.url}/a.txt"])
-        with file.open() as handle:
-            assert handle.read(10) == served.read_bytes()[:10]
-            served.write_bytes(change(served.read_bytes()))
-            with pytest.raises(UserError, match=r"a\.txt was written to while it was read; run the same again"):
-                handle.read()
+@pytest.mark.parametrize("name", ["a.txt", "a.tar"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda old: old.swapcase(), lambda old: old[: len(old) // 2], lambda old: old + b"more\n"],
+    ids=["other", "shorter", "longer"],
+)
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    server: FileServer, name: str, change: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = server.folder / name
+    served.write_bytes(FORMATS[name](DOCUMENTS))
+    monkeypatch.setattr("data_pipeline.records.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("data_pipeline.streams.BLOCK_BYTES", 1000)
+    documents = iter_documents(expand_inputs([f"{server.url}/{name}"]), options=TextOptions())
+    assert next(documents) == DOCUMENTS[0]
+    served.write_bytes(change(served.read_bytes()))
+    with pytest.raises(UserError, match=rf"{name} was written to while it was read; run the same again"):
+        list(documents)
 
 
 def build(place: str, out: Path) -> None:
