@@ -229,6 +229,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from data_pipeline.remote_shards import CacheSettings, open_shards
     from data_pipeline.report import print_report
 
+    if options.html is not None and not options.html.parent.is_dir():
+        raise UserError(f"--html {options.html}: the folder {options.html.parent} does not exist; make it first")
     with tempfile.TemporaryDirectory(prefix="bertline-inspect-") as cache:
         folder = open_shards(options.folder, cache=CacheSettings(Path(cache), max_bytes=_INSPECT_CACHE_BYTES))
         facts = replace(gather_facts(folder, examples=options.examples), place=options.folder)
