@@ -106,10 +106,14 @@ class RemoteFolder:
     def find(self, folder: str) -> dict[str, FileState]:
         """Every file below a folder of this one, by its name here, sorted; only s3:// and gs:// list their files."""
         url = self.url_of(folder).rstrip("/")
-        # Not glob, nor find with a depth: these leave out, without a word, what they fail to list.
-        found = retry(lambda: self._try(url, lambda: self._files.find(url, detail=True)), what=url, policy=self._policy)
         top = len(self.url.partition("://")[2]) + 1
-        return {path[top:]: FileState.of(info) for path, info in sorted(found.items()) if info["type"] == "file"}
+
+        def attempt() -> dict[str, FileState]:
+            # Not glob, nor find with a depth: these leave out, without a word, what they fail to list.
+            found = self._try(url, lambda: self._files.find(url, detail=True))
+            return {path[top:]: FileState.of(info) for path, info in sorted(found.items()) if info["type"] == "file"}
+
+        return retry(attempt, what=url, policy=self._policy)
 
     def _state(self, url: str) -> FileState:
         info = self._try(url, lambda: self._files.info(url))
