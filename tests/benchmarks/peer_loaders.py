@@ -97,37 +97,27 @@ def energon(documents: list[Int64Array], folder: Path, collate: Collator) -> Ite
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
     @megatron.edataclass
-    class Row(megatron.Sample):  # type: ignore[misc, name-defined]  # it has no types here
+    class Row(megatron.Sample):  # type: ignore[misc]  # it has no types here
         tokens: torch.Tensor
 
-    @megatron.stateless
-    def cook(sample: Any) -> Row:
-        return Row(**megatron.basic_sample_keys(sample), tokens=torch.from_numpy(sample["tokens.npy"].astype(np.int64)))
+    def cook(sample: Any) -> Any:
+        tokens = torch.from_numpy(sample["tokens.npy"].astype(np.int64))
+        return Row(**megatron.basic_sample_keys(sample), tokens=tokens)
 
-    class Packer(megatron.DefaultTaskEncoder):  # type: ignore[misc, name-defined]
-        cookers = (megatron.Cooker(cook),)
+    def pack_selected_samples(encoder: object, samples: list[Any]) -> Any:
+        return Row.from_joined(*samples, tokens=torch.cat([sample.tokens for sample in samples]))
 
-        def select_samples_to_pack(self, samples: list[Row]) -> list[list[Row]]:
-            rows: list[list[Row]] = []
-            free: list[int] = []
-            for sample in sorted(samples, key=lambda one: -len(one.tokens)):
-                need = len(sample.tokens)
-                place = next((number for number, space in enumerate(free) if space >= need), len(free))
-                if place == len(free):
-                    rows.append([])
-                    free.append(ROW_TOKENS)
-                rows[place].append(sample)
-                free[place] -= need
-            return rows
+    def batch(encoder: object, samples: list[Any]) -> Any:
+        return collate([{"input_ids": sample.tokens} for sample in samples])
 
-        @megatron.stateless
-        def pack_selected_samples(self, samples: list[Row]) -> Row:
-            return Row.from_joined(*samples, tokens=torch.cat([sample.tokens for sample in samples]))
+    class Packer(megatron.DefaultTaskEncoder):  # type: ignore[misc]
+        cookers = (megatron.Cooker(megatron.stateless(cook)),)
 
-        @megatron.stateless
-        def batch(self, samples: list[Row]) -> Any:
-            return collate([{"input_ids": sample.tokens} for sample in samples])
+        def select_samples_to_pack(self, samples: list[Any]) -> list[list[Any]]:
+            return _first_fit(samples)
 
+    Packer.pack_selected_samples = megatron.stateless(pack_selected_samples)
+    Packer.batch = megatron.stateless(batch)
     _write_samples(folder / "documents-000000.tar", (tokens[:ROW_TOKENS] for tokens in documents))
     WebdatasetPreparator.prepare_dataset(
         folder, ["documents-000000.tar"], split_parts_ratio=[("train", 1.0)], workers=1
@@ -156,6 +146,21 @@ def collator_lists(documents: list[Int64Array], folder: Path, collate: Collator)
     """The collator alone, over rows as lists."""
     rows = [{"input_ids": row.tolist()} for row in _first_rows(documents)]
     return (collate(list(rows)) for _ in itertools.count())
+
+
+def _first_fit(samples: list[Any]) -> list[list[Any]]:
+    """Samples laid together, the longest first, each where it fits first."""
+    rows: list[list[Any]] = []
+    free: list[int] = []
+    for sample in sorted(samples, key=lambda one: -len(one.tokens)):
+        need = len(sample.tokens)
+        place = next((number for number, space in enumerate(free) if space >= need), len(free))
+        if place == len(free):
+            rows.append([])
+            free.append(ROW_TOKENS)
+        rows[place].append(sample)
+        free[place] -= need
+    return rows
 
 
 def _write_samples(tar: Path, documents: Iterable[Int64Array]) -> None:

@@ -168,7 +168,7 @@ def test_the_shards_hold_the_texts_tokens(material: Material) -> None:
 
 
 def test_the_loader_benchmark_measures_all_contenders(material: Material) -> None:
-    peers = ("webdataset", "collator_tensors", "collator_lists")
+    peers = ("webdataset", "collator_tensors")
     outcome = run_on_cores(
         1,
         measure_loader,
@@ -177,10 +177,10 @@ def test_the_loader_benchmark_measures_all_contenders(material: Material) -> Non
         rounds=1,
         seconds=0.01,
         peers=peers,
-        memory_blocks=(3,),
+        memory_blocks=(),
     )
     assert all(len(rates) == 1 and rates[0] > 0 for rates in outcome.rates.values())
-    assert len(outcome.rates) == 6
+    assert len(outcome.rates) == 5
     figures = {figure.name: figure for figure in outcome.figures}
     ours, theirs = (outcome.rates[name][0] for name in list(outcome.rates)[:4:3])
     best = figures["bertline ÷ the best of the other loaders"]
@@ -192,8 +192,6 @@ def test_the_loader_benchmark_measures_all_contenders(material: Material) -> Non
     for step in ("from opening the shards to the batch behind step 1", "... behind step 1,000,000"):
         assert figures[step].value > 0
         assert figures[step].limit == 1.0
-    (memory,) = (figure for name, figure in figures.items() if name.startswith("memory of a rank on 1 MB"))
-    assert 0 < memory.value < memory.limit == 300.0
     assert "webdataset 1." in outcome.remarks[-1]
 
 
