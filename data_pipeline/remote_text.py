@@ -25,14 +25,14 @@ _LISTED = ("s3", "gs")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of raw text on the network, and what it was when it was found."""
+    """A file of raw text in the host or bucket `remote`, and what it was when it was found."""
 
-    base: str
+    remote: RemoteFolder
     name: str
     state: FileState
 
     def __str__(self) -> str:
-        return f"{self.base}/{self.name}"
+        return self.remote.url_of(self.name)
 
     def open(self) -> BinaryIO:
         """The file's bytes, fetched as they are read; a read raises UserError when the file is not what was found."""
@@ -49,10 +49,9 @@ def find_remote(url: str, *, suffixes: Sequence[str]) -> list[RemoteFile]:
     scheme, _, rest = url.rstrip("/").partition("://")
     scheme = scheme.lower()
     host, _, path = rest.partition("/")
-    base = f"{scheme}://{host}"
-    remote = RemoteFolder(base, policy=OPENING)
+    opening, reading = (RemoteFolder(f"{scheme}://{host}", policy=policy) for policy in (OPENING, READING))
     if not glob.has_magic(path) and path.lower().endswith(tuple(suffixes)):
-        return [RemoteFile(base, path, remote.state(path))]
+        return [RemoteFile(reading, path, opening.state(path))]
     if scheme not in _LISTED:
         raise UserError(
             f"{url} names no file ending in {' '.join(suffixes)}, and a {scheme} server lists neither folders nor "
@@ -60,9 +59,9 @@ def find_remote(url: str, *, suffixes: Sequence[str]) -> list[RemoteFile]:
         )
     wanted = path.split("/") if path else []
     fixed = next((number for number, part in enumerate(wanted) if glob.has_magic(part)), len(wanted))
-    found = remote.find("/".join(wanted[:fixed]))
+    found = opening.find("/".join(wanted[:fixed]))
     files = [
-        RemoteFile(base, name, state)
+        RemoteFile(reading, name, state)
         for name, state in found.items()
         if _is_wanted(name.split("/"), wanted, fixed=fixed, suffixes=tuple(suffixes))
     ]
@@ -94,7 +93,6 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
-        self._remote = RemoteFolder(file.base, policy=READING)
         self._position = 0
         # Two, for readers of tars go back across a border.
         self._piece = lru_cache(maxsize=2)(self._fetch)
@@ -122,10 +120,11 @@ class _Ranges(io.RawIOBase):
 
     def _fetch(self, number: int) -> bytes:
         """One of the equal pieces that the file is fetched in."""
+        file = self._file
         start = number * REQUEST_BYTES
-        end = min(start + REQUEST_BYTES, self._file.state.size)
-        content = self._remote.read_range(self._file.name, start=start, end=end, parse=bytes)
+        end = min(start + REQUEST_BYTES, file.state.size)
+        content = file.remote.read_range(file.name, start=start, end=end, parse=bytes)
         # Pieces of two contents would make a third one.
-        if len(content) < end - start or self._remote.state(self._file.name) != self._file.state:
-            raise UserError(f"{self._file} was written to while it was read; run the same again when it is finished")
+        if len(content) < end - start or file.remote.state(file.name) != file.state:
+            raise UserError(f"{file} was written to while it was read; run the same again when it is finished")
         return content

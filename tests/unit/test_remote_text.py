@@ -119,9 +119,9 @@ def test_a_size_that_is_not_told_at_once_is_asked_for_again(server: FileServer) 
 
 def test_a_source_that_stays_away_is_named(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     (server.folder / "a.txt").write_bytes(b"one\n")
+    monkeypatch.setattr(remote_text, "READING", SHORT)
     (file,) = expand_inputs([f"{server.url}/a.txt"])
     server.faults = [status(503)] * 1000
-    monkeypatch.setattr(remote_text, "READING", SHORT)
     with pytest.raises(SourceAway, match=rf"^{server.url}/a\.txt could not be read: \d+ tries .*503"), file.open() as f:
         f.read()
     server.head_faults = [status(503)] * 1000
@@ -138,6 +138,15 @@ def test_a_file_that_is_not_there_and_refused_access_stop_at_once(server: FileSe
     with pytest.raises(UserError, match=r"a\.txt: access was refused \(HTTP status 403\)"):
         expand_inputs([f"{server.url}/a.txt"])
     assert len(server.faults) == 8
+
+
+def test_a_server_that_ignores_ranges_is_named_unless_the_file_is_small(server: FileServer) -> None:
+    server.honours_ranges = False
+    (server.folder / "small.txt").write_bytes(b"one\ntwo\n")
+    assert read(f"{server.url}/small.txt") == ["one", "two"]
+    (server.folder / "a.txt").write_bytes(FORMATS["a.txt"](DOCUMENTS))
+    with pytest.raises(UserError, match=r"a\.txt: the server sent \d+ bytes where 4000 were asked for: it ignores"):
+        read(f"{server.url}/a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.tar"])
