@@ -105,7 +105,7 @@ def measure_loader(
         ),
         remarks=(
             "bertline's turn is a whole epoch, reading and packing of every block included",
-            f"peers read the first {_PEERS_DOCUMENTS:,} documents; MosaicML's and datasets' rows were grouped beforehand",
+            f"the peers read {_PEERS_DOCUMENTS:,} documents; MosaicML's and datasets' rows were grouped beforehand",
             versions,
         ),
     )
@@ -125,7 +125,7 @@ def _speed_figures(rates: dict[str, list[float]], *, loaders: Sequence[str]) -> 
 
 
 def _write_documents(folder: Path, *, material: Material) -> None:
-    """What `peer_loaders` reads: the first of the same documents, framed, and our tokenizer as transformers' own kind."""
+    """What `peer_loaders` reads: the first documents, framed, and our tokenizer as transformers' own kind."""
     documents = [framed(tokens) for tokens in itertools.islice(material.read_tokens(), _PEERS_DOCUMENTS)]
     np.savez(folder / "documents.npz", tokens=np.concatenate(documents), lengths=[len(one) for one in documents])
     fast_tokenizer(material.tokenizer).save_pretrained(folder / "tokenizer")
