@@ -68,6 +68,6 @@ $(BIN)/python:
 	grep -E '^(torch|transformers|accelerate|webdataset)==' constraints.txt > .venv-peers/constraints.txt
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-peers/constraints.txt \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch transformers accelerate webdataset \
-		datasets==5.2.0 megatron-energon==7.4.1 torchvision brotli catalogue python-snappy zstd
+		datasets==5.2.0 megatron-energon==7.4.1 brotli catalogue python-snappy zstd
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
 	touch $@

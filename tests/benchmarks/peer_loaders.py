@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO, TypeAlias
 
 import numpy as np
@@ -64,6 +65,7 @@ def webdataset(documents: list[Int64Array], folder: Path, collate: Collator) -> 
 
 def mosaicml(documents: list[Int64Array], folder: Path, collate: Collator) -> Iterator[Any]:
     """Full rows in MDS shards: nothing is left to do but to read, to shuffle and to mask."""
+    _stand_in_for_torchvision()
     from streaming import MDSWriter, StreamingDataset
 
     with MDSWriter(out=str(folder / "mds"), columns={"input_ids": f"ndarray:int64:{ROW_TOKENS}"}) as writer:
@@ -105,7 +107,7 @@ def energon(documents: list[Int64Array], folder: Path, collate: Collator) -> Ite
         return Row(**megatron.basic_sample_keys(sample), tokens=tokens)
 
     def pack_selected_samples(encoder: object, samples: list[Any]) -> Any:
-        return Row.from_joined(*samples, tokens=torch.cat([sample.tokens for sample in samples]))
+        return Row.derive_from(samples[0], tokens=torch.cat([sample.tokens for sample in samples]))
 
     def batch(encoder: object, samples: list[Any]) -> Any:
         return collate([{"input_ids": sample.tokens} for sample in samples])
@@ -146,6 +148,15 @@ def collator_lists(documents: list[Int64Array], folder: Path, collate: Collator)
     """The collator alone, over rows as lists."""
     rows = [{"input_ids": row.tolist()} for row in _first_rows(documents)]
     return (collate(list(rows)) for _ in itertools.count())
+
+
+def _stand_in_for_torchvision() -> None:
+    """MosaicML's package imports it for data sets of pictures, which nothing here reads; it would have to fit torch."""
+    needed = {"torchvision.datasets": ("VisionDataset",), "torchvision.transforms.functional": ("to_tensor",)}
+    for name in ("torchvision", "torchvision.transforms", *needed):
+        module = ModuleType(name)
+        vars(module).update(dict.fromkeys(needed.get(name, ()), object))
+        sys.modules[name] = module
 
 
 def _first_fit(samples: list[Any]) -> list[list[Any]]:
