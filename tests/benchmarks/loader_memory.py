@@ -27,12 +27,12 @@ _BATCH_ROWS = 480
 _ROWS_A_LANE = 3 * _BLOCK_TOKENS // (2 * 512)
 
 
-def measure_memory(blocks: int) -> Figure:
+def measure_memory(blocks: int, *, rows_a_lane: int = _ROWS_A_LANE) -> Figure:
     """What a rank alone, which reads all lanes at once, takes for shards of so many blocks."""
     with tempfile.TemporaryDirectory(prefix="bertline-bench-") as name:
         shards = made_up_shards(Path(name) / "shards", blocks=blocks)
         size = sum(path.stat().st_size for path in shards.glob("*.tar"))
-        used = run_on_cores(1, memory_used_mb, shards)
+        used = run_on_cores(1, memory_used_mb, shards, rows_a_lane=rows_a_lane)
     return Figure(f"memory of a rank on {size / 1e6:,.0f} MB of shards", used, limit=MOST_MB, unit="MB")
 
 
@@ -61,7 +61,7 @@ def made_up_shards(folder: Path, *, blocks: int) -> Path:
     return folder
 
 
-def memory_used_mb(shards: Path, *, rows_a_lane: int = _ROWS_A_LANE) -> float:
+def memory_used_mb(shards: Path, *, rows_a_lane: int) -> float:
     """Call in a new process: the peak of its resident memory, in MB over what it had before it opened the shards."""
     before = _status_kb("VmRSS")
     corpus = open_folder(shards)

@@ -28,7 +28,7 @@ def test_a_rank_alone_on_many_blocks_keeps_its_window_and_little_else(large: Pat
 
 
 def test_the_benchmark_tells_the_memory_on_shards_that_it_makes() -> None:
-    few = measure_memory(20)
+    few = measure_memory(20, rows_a_lane=2)
     assert (few.name, few.limit, few.unit) == ("memory of a rank on 4 MB of shards", MOST_MB, "MB")
     assert 0 < few.value < WINDOW_MB / 2
 
