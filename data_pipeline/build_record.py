@@ -69,7 +69,8 @@ def read_record(folder: Path) -> BuildRecord | None:
     """What the shards in `folder` were built from; None where no record lies beside them, or one of another version."""
     try:
         content = json.loads((folder / RECORD_FILE).read_bytes())
-        return BuildRecord(**{**content, "inputs": tuple(map(tuple, content["inputs"]))})
+        inputs = tuple((place, size, version) for place, size, version in content["inputs"])
+        return BuildRecord(**{**content, "inputs": inputs})
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 

@@ -31,7 +31,7 @@ _FORMATS: dict[str, tuple[Kind, Compression]] = {
 class InputFile:
     """One file of raw text; `size` in bytes as it is stored.
 
-    `version` is another when the file was written to: nanoseconds since 1970, or over the network the source's word.
+    `version` is another when the file was written to: nanoseconds since 1970, or what the source tells of it (an ETag).
     """
 
     path: Path | RemoteFile
