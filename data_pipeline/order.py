@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from data_pipeline.compact import CompactArray, compact
 from data_pipeline.hashing import Int64Array, derive_key, permutation
 
 
@@ -33,7 +34,7 @@ class RowOrder:
     """The order of one phase over blocks whose numbers of rows are known."""
 
     def __init__(self, block_rows: Int64Array, *, lanes: int, seed: int, phase: int = 0) -> None:
-        self.block_rows = np.asarray(block_rows, dtype=np.int64)
+        self.block_rows = compact(np.asarray(block_rows, dtype=np.int64))
         self.lanes = lanes
         self.seed = seed
         self.phase = phase
@@ -43,10 +44,10 @@ class RowOrder:
         # Rows of two epochs meet in one batch at most, so two permutations are ever alive.
         self._epoch_sequence = lru_cache(maxsize=2)(self._compute_epoch_sequence)
 
-    def _compute_epoch_sequence(self, epoch: int) -> tuple[Int64Array, Int64Array]:
-        blocks = permutation(derive_key("blocks", self.seed, self.phase, epoch), len(self.block_rows))
-        ends = np.cumsum(self.block_rows[blocks])
-        return blocks, ends
+    def _compute_epoch_sequence(self, epoch: int) -> tuple[CompactArray, CompactArray]:
+        """The blocks as they come in an epoch, and the rows behind each."""
+        blocks = compact(permutation(derive_key("blocks", self.seed, self.phase, epoch), len(self.block_rows)))
+        return blocks, compact(np.cumsum(self.block_rows[blocks], dtype=np.int64))
 
     def locate(self, rows: Int64Array) -> RowPlaces:
         """Places of the rows with these numbers, counted from the beginning of the phase; any order, any gaps."""
@@ -60,7 +61,8 @@ class RowOrder:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             blocks, ends = self._epoch_sequence(int(epoch))
-            nth = np.searchsorted(ends, position[here], side="right")
+            # In the sequence's own type, or NumPy would copy all of it into a common one.
+            nth = np.searchsorted(ends, position[here].astype(ends.dtype), side="right")
             block[here] = blocks[nth]
             row[here] = position[here] - (ends[nth] - self.block_rows[blocks[nth]])
         return RowPlaces(epoch=epochs, block=block, row=row)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from data_pipeline.block_cache import BlockCache, write_shared
 from data_pipeline.damage import BlockDamage, ShardDamage
 from data_pipeline.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, Manifest, Shard, index_name, parse_manifest
-from data_pipeline.retry import RetryPolicy
+from data_pipeline.retry import OPENING, READING
 from data_pipeline.storage import MissingFile, RemoteFolder
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE
 from trainer.errors import UserError
@@ -24,8 +24,6 @@ Parsed = TypeVar("Parsed")
 
 # In a mirror: where its blocks come from, and how much of them is kept.
 SOURCE_FILE = "remote.json"
-OPENING = RetryPolicy(total_s=30.0)
-READING = RetryPolicy(total_s=300.0)
 _BLOCKS_FOLDER = "blocks"
 _FETCHES_AHEAD = 8
 

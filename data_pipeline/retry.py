@@ -23,6 +23,11 @@ class RetryPolicy:
     longest_wait_s: float = 20.0
 
 
+# What a command needs before it begins, and what it reads once it runs.
+OPENING = RetryPolicy(total_s=30.0)
+READING = RetryPolicy(total_s=300.0)
+
+
 class TransientError(Exception):
     """A try that failed in a way that may pass."""
 

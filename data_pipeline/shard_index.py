@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.compact import CompactArray, compact
 from data_pipeline.damage import ShardDamage
 from data_pipeline.manifest import FIELDS, FIELDS_WITH_WORDS, WORDS_FIELD, Shard, index_name
 
@@ -26,11 +27,11 @@ class ShardIndex:
     `resume_position` is (chunk of the input, document of the chunk) behind the last document.
     """
 
-    offset: dict[str, npt.NDArray[np.int64]]
-    size: dict[str, npt.NDArray[np.int64]]
+    offset: dict[str, CompactArray]
+    size: dict[str, CompactArray]
     crc32: dict[str, npt.NDArray[np.uint32]]
-    block_documents: npt.NDArray[np.int64]
-    block_tokens: npt.NDArray[np.int64]
+    block_documents: CompactArray
+    block_tokens: CompactArray
     lengths: npt.NDArray[np.uint32]
     document_range: npt.NDArray[np.int64]
     resume_position: npt.NDArray[np.int64]
@@ -46,6 +47,17 @@ class ShardIndex:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
+
+    def to_keep(self) -> ShardIndex:
+        """The index as a run keeps it for every shard: 32 bytes a block, and without the documents' lengths."""
+        return replace(
+            self,
+            offset={field: compact(values) for field, values in self.offset.items()},
+            size={field: compact(values) for field, values in self.size.items()},
+            block_documents=compact(self.block_documents),
+            block_tokens=compact(self.block_tokens),
+            lengths=self.lengths[:0].copy(),
+        )
 
 
 def member_name(block: int, *, field: str) -> str:

@@ -203,9 +203,7 @@ class BlockStore:
         return str(self.folder / name) if self._remote is None else self._remote.url_of(name)
 
     def _load_index(self, shard: int) -> ShardIndex:
-        """The index without its lengths, which are by far its greatest part."""
-        index = self.read_index(shard)
-        return ShardIndex(**{**vars(index), "lengths": index.lengths[:0].copy()})
+        return self.read_index(shard).to_keep()
 
     def _load_lengths(self, shard: int) -> list[npt.NDArray[np.uint32]]:
         index = self.read_index(shard)

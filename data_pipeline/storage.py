@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from data_pipeline.retry import RetryPolicy, TransientError, retry
@@ -21,12 +22,30 @@ _CREDENTIALS = {
 }
 _BUSY = (408, 425, 429)
 _RANGE_BEHIND_THE_END = 416
+_GONE = (404, 410)
+# What tells one content of a file from the next, in the words of each library, the surest first.
+_VERSIONS = ("ETag", "etag", "generation", "Last-Modified")
 # Failures that no waiting mends, by the names of their classes, which no one library exports for all schemes.
 _LASTING = re.compile("Credential|ParamValidation|ProfileNotFound|InvalidURL|Certificate|NoRegion|RefreshError")
 
 
 class MissingFile(UserError):
     """A file, a folder or a bucket that the source says it has not."""
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file's `size` in bytes; `version` is another when it was written to, and empty where the source tells none."""
+
+    size: int
+    version: str
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> FileState:
+        """From what fsspec says of a file; raises TransientError where that is not its size."""
+        if info["size"] is None:
+            raise TransientError("the server does not tell the file's size")
+        return cls(int(info["size"]), next((str(info[name]) for name in _VERSIONS if info.get(name)), ""))
 
 
 class RemoteFolder:
@@ -71,42 +90,61 @@ class RemoteFolder:
             if len(content) > end - start:
                 raise UserError(
                     f"{url}: the server sent {len(content)} bytes where {end - start} were asked for: it ignores byte "
-                    "ranges; serve the shards by a server that has them (most do), or copy them to a local folder"
+                    "ranges; serve the files by a server that has them (most do), or copy them to a local folder"
                 )
-            if len(content) < end - start and self._size(url) >= end:
+            if len(content) < end - start and self._state(url).size >= end:
                 raise TransientError(f"the body broke off after {len(content)} of {end - start} bytes")
             return parse(content)
 
         return retry(attempt, what=url, policy=self._policy)
 
-    def size(self, name: str) -> int:
-        """Bytes in a file."""
+    def state(self, name: str) -> FileState:
+        """Size and version of a file."""
         url = self.url_of(name)
-        return retry(lambda: self._size(url), what=url, policy=self._policy)
+        return retry(lambda: self._state(url), what=url, policy=self._policy)
 
-    def _size(self, url: str) -> int:
-        size = self._try(url, lambda: self._files.info(url)["size"])
-        if size is None:
-            raise TransientError("the server does not tell the file's size")
-        return int(size)
+    def find(self, folder: str) -> dict[str, FileState]:
+        """Every file below a folder of this one, by its name here, sorted; only s3:// and gs:// list their files."""
+        url = self.url_of(folder).rstrip("/")
+        top = len(self.url.partition("://")[2]) + 1
+
+        def attempt() -> dict[str, FileState]:
+            # Not glob, nor find with a depth: these leave out, without a word, what they fail to list.
+            found = self._try(url, lambda: self._files.find(url, detail=True))
+            return {path[top:]: FileState.of(info) for path, info in sorted(found.items()) if info["type"] == "file"}
+
+        return retry(attempt, what=url, policy=self._policy)
+
+    def _state(self, url: str) -> FileState:
+        info = self._try(url, lambda: self._files.info(url))
+        if info["type"] != "file":
+            raise MissingFile(f"{url} is a folder, where a file is expected; check the address")
+        return FileState.of(info)
 
     def _try(self, url: str, request: Callable[[], Result]) -> Result:
         try:
             return request()
         except FileNotFoundError as error:
-            raise MissingFile(f"{url} does not exist; check the address, or copy the shards there again") from error
+            # Over HTTP, fsspec calls every failure to learn a file's size a missing file.
+            if error.__cause__ is None or self._scheme in ("s3", "gs") or _status(error.__cause__) in _GONE:
+                raise MissingFile(f"{url} does not exist; check the address, or copy the files there again") from error
+            raise self._failure(url, error.__cause__) from error
         except Exception as error:
-            status = _status(error)
-            if status == _RANGE_BEHIND_THE_END:
+            if _status(error) == _RANGE_BEHIND_THE_END:
                 return b""  # type: ignore[return-value]
-            if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__:
-                raise UserError(
-                    f"{url}: access was refused ({_short(error)}); credentials are taken from "
-                    f"{_CREDENTIALS.get(self._scheme, 'nowhere for ' + self._scheme)}"
-                ) from error
-            if _is_lasting(error, status):
-                raise UserError(f"{url} cannot be read: {_short(error)}; check the address") from error
-            raise TransientError(_short(error)) from error
+            raise self._failure(url, error) from error
+
+    def _failure(self, url: str, error: BaseException) -> UserError | TransientError:
+        """What an error of a library means."""
+        status = _status(error)
+        if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__:
+            return UserError(
+                f"{url}: access was refused ({_short(error)}); credentials are taken from "
+                f"{_CREDENTIALS.get(self._scheme, 'nowhere for ' + self._scheme)}"
+            )
+        if _is_lasting(error, status):
+            return UserError(f"{url} cannot be read: {_short(error)}; check the address")
+        return TransientError(_short(error))
 
 
 def unless_repeated(parse: Callable[[bytes], Result]) -> Callable[[bytes], Result]:

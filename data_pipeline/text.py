@@ -66,7 +66,7 @@ def read_chunks(file: InputFile, *, options: TextOptions) -> Iterator[Chunk]:
 
     Raises UserError for a damaged file and for a document over the limit.
     """
-    with file.path.open("rb") as handle:
+    with file.open() as handle:
         if file.kind in ("text", "json"):
             yield from _line_chunks(handle, file=file, options=options)
         else:

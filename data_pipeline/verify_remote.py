@@ -14,7 +14,8 @@ from data_pipeline.manifest import (
     index_name,
     load_manifest,
 )
-from data_pipeline.remote_shards import READING, read_manifest
+from data_pipeline.remote_shards import read_manifest
+from data_pipeline.retry import READING
 from data_pipeline.shards import BlockStore
 from data_pipeline.storage import MissingFile, RemoteFolder
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE
@@ -70,7 +71,7 @@ def _find_remote_damage(remote: RemoteFolder, *, manifest: Manifest) -> Iterator
 def _copy(remote: RemoteFolder, name: str, *, folder: Path) -> None:
     """Copy a file piece by piece; one that the source has not is left out, to be found missing."""
     with suppress(MissingFile):
-        size = remote.size(name)
+        size = remote.state(name).size
         (folder / name).parent.mkdir(exist_ok=True)
         with (folder / name).open("wb") as file:
             for start in range(0, size, _COPY_BYTES):

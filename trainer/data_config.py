@@ -14,6 +14,17 @@ from trainer.strict_model import PositiveInt, StrictModel
 # Highly composite on purpose: the number of data-parallel ranks must divide the number of lanes.
 DEFAULT_LANES = 960
 MIN_SEQ_LEN = 4
+# Before the path of text inside an installed Python package.
+PACKAGE_SCHEME = "package:"
+
+
+def _text_paths(text: object) -> object:
+    """One path as a list of one; refuses a scheme that is not read."""
+    paths = [text] if isinstance(text, str) else text
+    for path in paths if isinstance(paths, list) else []:
+        if isinstance(path, str) and not path.startswith(PACKAGE_SCHEME):
+            remote_scheme(path)
+    return paths
 
 
 class SourceConfig(StrictModel):
@@ -26,8 +37,8 @@ class SourceConfig(StrictModel):
 
     @field_validator("text", mode="before")
     @classmethod
-    def _one_path_is_a_list_of_one(cls, text: object) -> object:
-        return [text] if isinstance(text, str) else text
+    def _paths(cls, text: object) -> object:
+        return _text_paths(text)
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
@@ -73,8 +84,8 @@ class DataConfig(StrictModel):
 
     @field_validator("text", mode="before")
     @classmethod
-    def _one_path_is_a_list_of_one(cls, text: object) -> object:
-        return [text] if isinstance(text, str) else text
+    def _paths(cls, text: object) -> object:
+        return _text_paths(text)
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:

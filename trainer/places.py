@@ -22,13 +22,13 @@ def remote_scheme(place: str) -> str | None:
     if scheme not in REMOTE_SCHEMES:
         hint = "write the path itself" if scheme == "file" else "write ./ before a local path that holds a colon"
         raise ValueError(
-            f"{place} has the scheme {scheme!r}, which is not read; shards lie in a local folder or under "
+            f"{place} has the scheme {scheme!r}, which is not read; data lie at a local path or under "
             f"{', '.join(f'{known}://' for known in REMOTE_SCHEMES)} ({hint})"
         )
     if not _REMOTE_URL.fullmatch(scheme + place[len(scheme) :]):
         # The place itself is not repeated here: what is wrong with it may be a password.
         raise ValueError(
-            f"a {scheme} place must read {scheme}://HOST/FOLDER or {scheme}://BUCKET/FOLDER, without ?, #, spaces and "
+            f"a {scheme} place must read {scheme}://HOST/PATH or {scheme}://BUCKET/PATH, without ?, #, spaces and "
             "user names; credentials belong where the provider's own tools look for them"
         )
     return scheme

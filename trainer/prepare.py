@@ -15,10 +15,9 @@ from data_pipeline.manifest import MANIFEST_FILE, TOKENIZER_FOLDER
 from data_pipeline.remote_shards import CacheSettings, open_shards
 from data_pipeline.tokenizer import METADATA_FILE, Tokenizer, train_tokenizer
 from trainer.config import Config, TokenizerConfig, fingerprint
-from trainer.data_config import CacheConfig
+from trainer.data_config import PACKAGE_SCHEME, CacheConfig
 from trainer.errors import UserError
 
-PACKAGE_SCHEME = "package:"
 GIB = 1 << 30
 SETTINGS_FILE = "settings.json"
 _RECIPE_KEYS = {
@@ -139,9 +138,7 @@ def _settings(config: Config, *, tokenizer: Path | None) -> dict[str, Any]:
 
 
 def _key(files: Mapping[str, Sequence[InputFile]], settings: Mapping[str, Any]) -> str:
-    read = {
-        name: [(str(file.path), file.size, file.modified_ns) for file in of_name] for name, of_name in files.items()
-    }
+    read = {name: [(str(file.path), file.size, file.version) for file in of_name] for name, of_name in files.items()}
     return fingerprint({"files": read, **settings})[:12]
 
 

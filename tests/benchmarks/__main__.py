@@ -46,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=DEFAULT_PYTHON,
         metavar="PATH",
-        help="the Python of the step's peers, with torch, transformers and accelerate [%(default)s]",
+        help="the Python of the loader's and the step's peers [%(default)s]",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every rate and figure to this file too")
     return parser.parse_args(arguments)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(f"--json {options.json}: the folder {options.json.parent} does not exist; make it first")
-    if _wanted(options) & set(STEP_CASES):
+    if _wanted(options) & {"loader", *STEP_CASES}:
         check_python(options.peer_python)
     machine = describe_machine()
     outcomes = list(_measure(options))
@@ -85,7 +85,7 @@ def _measure(options: argparse.Namespace) -> Iterator[Outcome]:
             with_shards=wanted != {"build"},
         )
         if "loader" in wanted:
-            yield run_on_cores(1, measure_loader, material, rounds=rounds)
+            yield run_on_cores(1, measure_loader, material, peer_python=options.peer_python, rounds=rounds)
         if "build" in wanted:
             for count in sorted({1, cores}):
                 yield run_on_cores(count, measure_build, material, cores=count, rounds=rounds)

@@ -1,28 +1,20 @@
-"""What users of transformers put together for masked-language modelling: `group_texts` rows and the collator."""
+"""What users of transformers put together for masked-language modelling: its tokenizer and `group_texts` rows."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.tokenizer import MODEL_FILE, SPECIAL_TOKEN_IDS
+from tests.benchmarks.peer_loaders import full_rows
 from trainer.model.hf_tokenizer import SPECIAL_TOKENS, build_tokenizer, read_sentencepiece
 
 Int64Array = npt.NDArray[np.int64]
-
-# The batch of `datasets.map` in transformers' own example: what is left over of each is dropped.
-_DOCUMENTS_A_GROUP = 1000
-
-
-def masking_collator(tokenizer: Path) -> Any:
-    """transformers' masking collator over our tokenizer, making torch tensors."""
-    return DataCollatorForLanguageModeling(fast_tokenizer(tokenizer), mlm_probability=0.15)
 
 
 def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -42,8 +34,5 @@ def framed(tokens: npt.NDArray[Any], *, longest: int | None = None) -> Int64Arra
 
 
 def group_texts(documents: Iterable[npt.NDArray[Any]], *, row_tokens: int) -> Iterator[Int64Array]:
-    """Framed documents laid end to end and cut into full rows, a thousand documents at a time (run_mlm.py's way)."""
-    stream = iter(documents)
-    while group := list(itertools.islice(stream, _DOCUMENTS_A_GROUP)):
-        joined = np.concatenate([framed(tokens) for tokens in group])
-        yield from joined[: len(joined) // row_tokens * row_tokens].reshape(-1, row_tokens)
+    """Framed documents laid end to end and cut into full rows (run_mlm.py's way)."""
+    return full_rows(map(framed, documents), row_tokens=row_tokens)

@@ -1,11 +1,11 @@
-"""Our end of the training step's peer: what it trains on, written to a folder, and its process, asked step by step."""
+"""Our end of the peers: what they work on, written to a folder, and their processes, asked piece by piece."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ def check_python(python: Path) -> None:
     """UserError unless there is a Python of the peers' own."""
     if not python.exists():
         raise UserError(
-            f"{python} does not exist: the step's peers run in an environment of their own, which `make bench` makes; "
-            "or name a Python that has torch, transformers and accelerate by --peer-python"
+            f"{python} does not exist: the peers run in an environment of their own, which `make bench` makes; or name "
+            "a Python that has what the Makefile installs there by --peer-python"
         )
 
 
@@ -47,12 +47,12 @@ def write_peer(
 
 
 class PeerProcess:
-    """`hf_trainer` on a folder of `write_peer`, run by `python`, ready for its first step, on our cores."""
+    """A peer's `program` on a folder written for it, run by `python`, ready for its first piece, on our cores."""
 
-    def __init__(self, python: Path, folder: Path) -> None:
+    def __init__(self, python: Path, folder: Path, *, program: Sequence[str] = (hf_trainer.__file__,)) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._process = subprocess.Popen(
-            [str(python), hf_trainer.__file__, str(folder)],
+            [str(python), *program, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -61,7 +61,7 @@ class PeerProcess:
         self.versions = self._read()
 
     def step(self) -> int:
-        """Have it take one step; gives the step's tokens that are not padding."""
+        """Have it take one step or make one batch; gives its tokens that are not padding."""
         assert self._process.stdin is not None
         self._process.stdin.write("step\n")
         self._process.stdin.flush()

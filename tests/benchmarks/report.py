@@ -16,19 +16,27 @@ _NAME_WIDTH = 52
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that is wanted: at least `target` where there is one."""
+    """One number that is wanted: at least `target`, or at most `limit`, where there is one."""
 
     name: str
     value: float
     target: float | None = None
     unit: str = "×"
+    limit: float | None = None
 
     @property
     def verdict(self) -> str:
-        """`met`, `missed`, or nothing where there is no target."""
-        if self.target is None:
+        """`met`, `missed`, or nothing where nothing is asked."""
+        if self.target is None and self.limit is None:
             return ""
-        return "met" if self.value >= self.target else "missed"
+        enough = self.target is None or self.value >= self.target
+        return "met" if enough and (self.limit is None or self.value <= self.limit) else "missed"
+
+    @property
+    def wanted(self) -> str:
+        """What is asked, with its unit, or nothing."""
+        bounds = {"≥": self.target, "≤": self.limit}
+        return " ".join(f"{sign} {_number(bound)} {self.unit}" for sign, bound in bounds.items() if bound is not None)
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,7 @@ def _rates_table(outcome: Outcome) -> Table:
 def _figures_table(outcome: Outcome) -> Table:
     table = _table("figure", "value", "target", "")
     for figure in outcome.figures:
-        target = "" if figure.target is None else f"≥ {_number(figure.target)} {figure.unit}"
-        table.add_row(figure.name, f"{_number(figure.value)} {figure.unit}", target, figure.verdict)
+        table.add_row(figure.name, f"{_number(figure.value)} {figure.unit}", figure.wanted, figure.verdict)
     return table
 
 

@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,11 +16,12 @@ Fault = Callable[["Handler", bytes], bool]
 
 
 class FileServer:
-    """`faults` are used up one a request for a path that holds `only`; then all is well again."""
+    """`faults` are used up one a GET for a path that holds `only`, `head_faults` one a HEAD; then all is well again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: list[Fault] = []
+        self.head_faults: list[Fault] = []
         self.only = ""
         self.honours_ranges = True
         self.delay_s = 0.0
@@ -37,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body leave together, or each request waits for the network's timers
     files: FileServer
+    etag = ""
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -60,6 +63,9 @@ class Handler(BaseHTTPRequestHandler):
                 fault = files.faults.pop(0) if faulty else None
             if fault is not None and fault(self, content):
                 return
+        elif files.head_faults and files.head_faults.pop(0)(self, content):
+            return
+        self.etag = f'"{zlib.crc32(content):08x}"'
         if asked and files.honours_ranges and body:
             start, end = int(asked[1]), int(asked[2]) + 1
             if start >= len(content):
@@ -73,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(content) if length is None else length))
         self.send_header("Accept-Ranges", "bytes")
+        if self.etag:
+            self.send_header("ETag", self.etag)
         self.end_headers()
         if body:
             self.wfile.write(content)

@@ -1,7 +1,8 @@
 """A program that plans one step far into a made-up corpus of a billion documents, and tells what it cost.
 
-`python seek_far.py FOLDER STEP`: FOLDER keeps the row counts; without STEP they are made. Torch is not imported, so
-that the memory told is the planning's own.
+`python seek_far.py FOLDER STEP RANKS`: FOLDER keeps the row counts; without STEP they are made. One of 8 ranks reads a
+micro-batch; one alone as many rows as there are lanes, so that its window of blocks is full. Torch is not imported, so
+that the memory told is the planning's and the rows' own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from data_pipeline.row_counts import _keep, _path
 from data_pipeline.shards import Block
 
 BLOCKS, BLOCK_DOCUMENTS = 1_953_125, 512
-BATCH_ROWS, RANKS, MICRO_ROWS = 4096, 8, 32
+BATCH_ROWS, MICRO_ROWS, LANES = 4096, 32, 960
 SHAPE = {"max_seq_len": 512, "packing": "packed"}
 
 
@@ -55,7 +56,7 @@ def peak_kb() -> int:
     return int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
 
 
-def main(folder: Path, step: int | None) -> dict[str, object]:
+def main(folder: Path, step: int | None, ranks: int) -> dict[str, object]:
     store = MadeUpStore(folder)
     if step is None:
         rows = count_rows(store.lengths, **SHAPE)
@@ -64,18 +65,21 @@ def main(folder: Path, step: int | None) -> dict[str, object]:
         _keep(_path(store, **SHAPE, shape=PLAIN_PIECE), counts)
         return {}
     started = time.process_time()
-    reader = RowReader(store, **SHAPE, lanes=960, seed=0, dp_world_size=RANKS)
-    rows = rank_rows(step * BATCH_ROWS, batch_size=BATCH_ROWS, dp_rank=3, dp_world_size=RANKS)
+    reader = RowReader(store, **SHAPE, lanes=LANES, seed=0, dp_world_size=ranks)
+    rows = rank_rows(step * BATCH_ROWS, batch_size=BATCH_ROWS, dp_rank=ranks // 2, dp_world_size=ranks)
     reader.order.locate(rows)
-    batch = reader.read(rows[:MICRO_ROWS])
+    for first in range(0, MICRO_ROWS if ranks > 1 else LANES, MICRO_ROWS):
+        batch = reader.read(rows[first : first + MICRO_ROWS])
     return {
         "seconds": time.process_time() - started,
         "peak_mb": peak_kb() / 1024,
         "torch": "torch" in sys.modules,
         "largest_document": int(max(documents.max() for documents in batch.row_documents)),
         "tokens": batch.tokens,
+        "blocks": len(reader._window),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)))
+    step, ranks = map(int, sys.argv[2:4]) if len(sys.argv) > 2 else (None, 1)
+    print(json.dumps(main(Path(sys.argv[1]), step, ranks)))

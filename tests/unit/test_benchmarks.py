@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,12 @@ OUTCOME = Outcome(
     title="Title",
     unit="tokens",
     rates={"ours": [3_000_000.0, 1_000_000.0, 2_000_000.0], "theirs": [1_000_000.0, 1_000_000.0, 500_000.0]},
-    figures=(Figure("speed", 2e6, target=5e6, unit="tokens/s"), Figure("ratio", 3.0, target=3.0), Figure("fill", 0.5)),
+    figures=(
+        Figure("speed", 2e6, target=5e6, unit="tokens/s"),
+        Figure("ratio", 3.0, target=3.0),
+        Figure("fill", 0.5),
+        Figure("memory", 250.0, limit=300.0, unit="MB"),
+    ),
     remarks=("a remark",),
 )
 
@@ -85,6 +91,11 @@ def test_a_figure_is_met_from_its_target_on(value: float, target: float | None, 
     assert Figure("f", value, target=target).verdict == verdict
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(1.0, "met"), (1.01, "missed")])
+def test_a_figure_is_met_up_to_its_limit(value: float, verdict: str) -> None:
+    assert Figure("f", value, limit=1.0).verdict == verdict
+
+
 def test_the_tables_hold_medians_spread_targets_and_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
     print_report({"machine": "a machine"}, [OUTCOME])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -95,6 +106,7 @@ def test_the_tables_hold_medians_spread_targets_and_verdicts(capsys: pytest.Capt
     assert ["speed", "2,000,000", "tokens/s", "≥", "5,000,000", "tokens/s", "missed"] in lines
     assert ["ratio", "3", "×", "≥", "3", "×", "met"] in lines
     assert ["fill", "0.5", "×"] in lines
+    assert ["memory", "250", "MB", "≤", "300", "MB", "met"] in lines
 
 
 def test_the_json_holds_every_rate_and_verdict() -> None:
@@ -103,7 +115,7 @@ def test_the_json_holds_every_rate_and_verdict() -> None:
     (benchmark,) = found["benchmarks"]
     assert benchmark["rates"] == OUTCOME.rates
     assert benchmark["medians"] == {"ours": 2e6, "theirs": 1e6}
-    assert [figure["verdict"] for figure in benchmark["figures"]] == ["missed", "met", ""]
+    assert [figure["verdict"] for figure in benchmark["figures"]] == ["missed", "met", "", "met"]
 
 
 def test_documents_are_framed_and_laid_end_to_end_in_full_rows() -> None:
@@ -156,13 +168,31 @@ def test_the_shards_hold_the_texts_tokens(material: Material) -> None:
 
 
 def test_the_loader_benchmark_measures_all_contenders(material: Material) -> None:
-    outcome = run_on_cores(1, measure_loader, material, rounds=1, seconds=0.01)
+    peers = ("webdataset", "collator_tensors")
+    outcome = run_on_cores(
+        1,
+        measure_loader,
+        material,
+        peer_python=Path(sys.executable),
+        rounds=1,
+        seconds=0.01,
+        peers=peers,
+        memory_blocks=(),
+    )
     assert all(len(rates) == 1 and rates[0] > 0 for rates in outcome.rates.values())
+    assert len(outcome.rates) == 5
     figures = {figure.name: figure for figure in outcome.figures}
-    assert figures["ready tokens a core"].target == 5e6
-    assert 0.8 < figures["share of a row that is not padding"].value <= 1.0
+    ours, theirs = (outcome.rates[name][0] for name in list(outcome.rates)[:4:3])
+    best = figures["bertline ÷ the best of the other loaders"]
+    # The collator alone is no loader.
+    assert (best.value, best.target) == (ours / theirs, 15.0)
+    assert figures["ready tokens a core"].target == 1e7
     assert figures["whole words ÷ tokens masked"].target == 0.5
-    assert len(outcome.rates) == 6
+    assert 0.8 < figures["share of a row that is not padding"].value <= 1.0
+    for step in ("from opening the shards to the batch behind step 1", "... behind step 1,000,000"):
+        assert figures[step].value > 0
+        assert figures[step].limit == 1.0
+    assert "webdataset 1." in outcome.remarks[-1]
 
 
 def test_documents_are_cut_to_one_length(material: Material, tmp_path: Path) -> None:
@@ -203,8 +233,9 @@ def test_the_command_measures_the_build_prints_it_and_leaves_nothing_behind(
     ("arguments", "words"),
     [
         (["--only", "step-mini"], ".venv-peers/bin/python does not exist"),
+        (["--only", "loader"], ".venv-peers/bin/python does not exist"),
         (["--json", "missing/figures.json"], "the folder missing does not exist"),
-        (["--only", "loader", "--corpus", "missing.txt"], "missing.txt does not exist"),
+        (["--only", "build", "--corpus", "missing.txt"], "missing.txt does not exist"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

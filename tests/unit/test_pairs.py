@@ -48,7 +48,7 @@ def pairs_of(block, rule, *, max_seq_len=64, packing="packed", tables=None, epoc
     borders = np.concatenate([[0], np.cumsum(packed.piece_lengths)])
     row_of = np.searchsorted(packed.piece_starts, np.arange(len(packed.piece_lengths)), side="right") - 1
     for number, (start, end) in enumerate(itertools.pairwise(borders)):
-        tokens, types = packed.tokens[start:end].tolist(), packed.token_types[start:end].tolist()
+        tokens, types = packed.tokens[start:end].tolist(), packed.token_types.between(start, end).astype(int).tolist()
         assert (tokens[0], tokens[-1], types[0]) == (CLS, SEP, 0)
         first = types.count(0)
         assert types == [0] * first + [1] * (len(types) - first)
@@ -148,8 +148,9 @@ def test_stored_word_starts_go_before_the_vocabularys():
     found, packed = pairs_of(stored, SOP, tables=vocabulary(ends=(), words=range(1000, 3000, 8)))
     assert {(b if label == 0 else a)[0] % 5 for _, a, b, label, _ in found} == {0}
     special = np.isin(packed.tokens, [CLS, SEP])
-    assert packed.word_starts[special].all()
-    assert np.array_equal(packed.word_starts[~special], packed.tokens[~special] % 5 == 0)
+    word_starts = packed.word_starts.between(0, len(packed.tokens))
+    assert word_starts[special].all()
+    assert np.array_equal(word_starts[~special], packed.tokens[~special] % 5 == 0)
 
 
 def test_with_negatives_each_piece_has_all_its_candidates_side_by_side_in_one_row():

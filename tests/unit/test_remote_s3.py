@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import remote_shards
+from data_pipeline import remote_shards, remote_text
 from data_pipeline.damage import BlockDamage
+from data_pipeline.inputs import expand_inputs
 from data_pipeline.manifest import load_manifest
 from data_pipeline.remote_shards import CacheSettings, open_shards
 from data_pipeline.retry import RetryPolicy, SourceAway
 from data_pipeline.shards import BlockStore
+from data_pipeline.text import TextOptions, iter_documents
 from trainer.errors import UserError
 
 QUICK = RetryPolicy(total_s=1.0, first_wait_s=0.01, longest_wait_s=0.05)
@@ -65,6 +68,70 @@ def _client_keys() -> dict[str, str]:
         "aws_secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"],
         "region_name": KEYS["AWS_DEFAULT_REGION"],
     }
+
+
+TEXTS = {
+    "text/a.txt": b"one\ntwo\n",
+    "text/deep/b.jsonl.gz": gzip.compress(b'{"text": "three"}\n'),
+    "text/deep/er/c.txt": b"four\n",
+    "text/.hidden/d.txt": b"hidden\n",
+    "text/README.md": b"no text of ours\n",
+    "text2/e.txt": b"elsewhere\n",
+}
+
+
+@pytest.fixture
+def texts(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The client, with texts in the bucket."""
+    monkeypatch.setattr(remote_text, "OPENING", QUICK)
+    monkeypatch.setattr(remote_text, "READING", QUICK)
+    for name, content in TEXTS.items():
+        bucket.put_object(Bucket="bucket", Key=name, Body=content)
+    return bucket
+
+
+@pytest.mark.usefixtures("texts")
+@pytest.mark.parametrize(
+    ("place", "documents"),
+    [
+        ("s3://bucket/text/a.txt", ["one", "two"]),
+        ("S3://bucket/text/a.txt", ["one", "two"]),
+        ("s3://bucket/text", ["one", "two", "three", "four"]),
+        ("s3://bucket/text/", ["one", "two", "three", "four"]),
+        ("s3://bucket/text/*.txt", ["one", "two"]),
+        ("s3://bucket/text/*/*.gz", ["three"]),
+        ("s3://bucket/text/**/*.txt", ["one", "two", "four"]),
+        ("s3://bucket/*/[ab].*", ["one", "two"]),
+        ("s3://bucket/text*/d*", ["three", "four"]),
+        ("s3://bucket/t*2", ["elsewhere"]),
+    ],
+)
+def test_text_in_a_bucket_is_a_file_a_folder_or_a_glob(place: str, documents: list[str]) -> None:
+    assert list(iter_documents(expand_inputs([place]), options=TextOptions())) == documents
+
+
+@pytest.mark.usefixtures("texts")
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("s3://bucket/text/z.txt", r"text/z\.txt does not exist; check the address"),
+        ("s3://bucket/nothing/", r"s3://bucket/nothing/ names no text; it needs files ending in \.txt"),
+        ("s3://bucket/text/*.zip", "names no text"),
+        ("s3://bucket/text/*.md", r"README\.md has an unknown suffix"),
+        ("s3://no-such-bucket/text/", "no-such-bucket/text does not exist"),
+        ("s3://bucket/text s3://bucket/text/a.txt", r"a\.txt is named twice in the input, by s3://bucket/text and by"),
+    ],
+)
+def test_text_that_is_not_in_a_bucket_is_named(place: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand_inputs(place.split())
+
+
+def test_text_that_is_written_to_in_the_bucket_while_it_is_read_is_refused(texts: Any) -> None:
+    (file,) = expand_inputs(["s3://bucket/text/a.txt"])
+    texts.put_object(Bucket="bucket", Key="text/a.txt", Body=b"two\none\n")
+    with file.open() as handle, pytest.raises(UserError, match="was written to while it was read"):
+        handle.read()
 
 
 def opened(cache: Path) -> BlockStore:

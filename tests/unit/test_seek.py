@@ -26,11 +26,17 @@ def run(*arguments: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """What planning the step cost, by step."""
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the row counts of a billion documents."""
     folder = tmp_path_factory.mktemp("counts")
     run(folder)
-    return {step: run(folder, step) for step in (10, 10_000_000)}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned(counts: Path) -> dict[int, dict[str, Any]]:
+    """What planning the step cost, by step."""
+    return {step: run(counts, step, 8) for step in (10, 10_000_000)}
 
 
 def test_any_step_of_a_billion_documents_is_planned_in_a_second_of_cpu_time(planned: dict[int, dict[str, Any]]) -> None:
@@ -47,3 +53,9 @@ def test_the_planned_rows_are_full_and_of_documents_all_over_the_corpus(planned:
     for cost in planned.values():
         assert cost["tokens"] > 0.995 * 32 * 512
         assert 500_000_000 < cost["largest_document"] < 1_000_000_000
+
+
+def test_a_rank_that_reads_all_lanes_of_a_billion_documents_stays_under_300_mb(counts: Path) -> None:
+    cost = run(counts, 10_000_000, 1)
+    assert cost["blocks"] == 960
+    assert cost["peak_mb"] < 300, cost

@@ -77,7 +77,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     ("setting", "message"),
     [
         ("data.shards=pipe:cat x", "has the scheme 'pipe', which is not read"),
-        ("data.shards=http://me:word@host/x", "a http place must read http://HOST/FOLDER"),
+        ("data.shards=http://me:word@host/x", "a http place must read http://HOST/PATH"),
         ("data.cache.max_gib=1", "data.cache belongs to shards on the network"),
         ("data.on_damage=ignore", "data.on_damage"),
     ],
