@@ -31,6 +31,7 @@ LEVELS = (
         "trainer.strict_yaml",
         "trainer.setting_errors",
         "trainer.recipe",
+        "trainer.seq2seq_config",
         "trainer.finetune_config",
         "trainer.finetune_plan",
     ),
