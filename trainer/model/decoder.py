@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,8 @@ class BertDecoder(nn.Module):
     def remember(self, hidden: Tensor, source_lengths: Tensor) -> DecoderCache:
         """The cache of sources whose encoder states are [T, hidden], one after the other, before any target token."""
         layout = PaddedLayout.from_lengths(source_lengths)
-        memories = [layer.cross_attention.keys_values(hidden, layout) for layer in self.layers]
+        layers = cast("list[DecoderLayer]", [*self.layers])
+        memories = [layer.cross_attention.keys_values(hidden, layout) for layer in layers]
         return DecoderCache([LayerCache(memory) for memory in memories], layout.present[:, None, None, :])
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, *, layout: PaddedLayout, cache: DecoderCache) -> Tensor:

@@ -50,7 +50,7 @@ def export_encoder_decoder(
 
     `model_state` has a task's model by parameter name: `encoder.`, `head.decoder.`, `head.predictions.`, the word
     embedding that they share among the encoder's; the folder holds it once for each half. UserError for a pre-norm
-    model, a tokenizer that cannot be expressed or is larger than the vocabulary, and an `out` that holds something else.
+    model, a tokenizer that cannot be expressed or is larger than the vocabulary, an `out` that holds something else.
     """
     if config.norm == "pre":
         # Seen in transformers 5.23: MegatronBertSelfAttention gives the source's keys the shape of the queries.

@@ -14,7 +14,7 @@ from trainer.tasks.seq2seq import Seq2Seq
 from trainer.tasks.task import Prediction
 
 _HAN = r"\u3400-\u9fff\U00020000-\U0003ffff"
-_NARROW = re.compile(rf"(?<=[{_HAN}])[,:;?!()]|\((?=[{_HAN}])")
+_NARROW = re.compile(rf"(?<=[{_HAN}])[,:;?!()]+|\((?=[{_HAN}])")
 _WIDE = str.maketrans(",:;?!()", "，：；？！（）")
 _BLEU_TOKENIZERS = {"spaced": "13a", "chinese": "zh"}
 
