@@ -35,9 +35,9 @@ PIECES = {
     "classification": "38",
     "segmentation": "16",
     "tagging": "27",
-    "translation": "40",
-    "summarization": "40",
-    "decomposition": "26",
+    "translation": "30",
+    "summarization": "23",
+    "decomposition": "28",
 }
 
 

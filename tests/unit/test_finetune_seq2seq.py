@@ -39,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that translates numbers."""
     folder = tmp_path_factory.mktemp("numbers")
     write_translations(folder)
-    return write_recipe(folder, task=TASK, pieces=40)
+    return write_recipe(folder, task=TASK, pieces=28)
 
 
 def train(recipe: Path, runtime: Runtime, folder: Path, *settings: str, told: list[str] | None = None) -> Path:

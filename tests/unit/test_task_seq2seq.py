@@ -191,6 +191,13 @@ def test_a_character_can_be_spelt_by_its_code_point() -> None:
     assert made.prediction(record("明"), outputs) == {"parts": ["日", "月"], "score": -0.5}
 
 
+def test_an_empty_way_beside_another_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"懴 ": [[], ["心", "千"]]}', encoding="utf-8")
+    reader = DecompositionReader(DecompositionConfig(), data())
+    (one,) = reader.read(tmp_path / "a.json", labelled=True)
+    assert (one.inputs, one.target) == (("懴",), ("心 千",))
+
+
 @pytest.fixture
 def dictionary(tmp_path: Path) -> Path:
     entries = {chr(0x4E00 + number): [["一", chr(0x4E01 + number)], ["二"]] for number in range(200)}

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.hashing import derive_key
 from trainer.errors import UserError
@@ -56,25 +57,20 @@ def _read_dictionary(path: Path) -> dict[str, list[list[str]]]:
         raise UserError(f"{path}: JSON does not parse ({error})") from None
     if not isinstance(entries, dict):
         raise UserError(f"{path}: a JSON {type(entries).__name__}, where an object of characters is needed")
-    for text, ways in entries.items():
-        if not text.strip():
-            raise UserError(f"{path}: an entry without a character; remove it")
-        if not _are_ways(ways):
-            raise UserError(
-                f"{path}: {text} has {json.dumps(ways, ensure_ascii=False)[:60]}, where a list of lists of components "
-                "is needed, none of them empty"
-            )
-    return entries
+    return {text.strip(): _ways(text, value, path=path) for text, value in entries.items()}
 
 
-def _are_ways(value: object) -> bool:
-    def is_list(found: object) -> bool:
-        return isinstance(found, list) and len(found) > 0
-
-    return is_list(value) and all(
-        is_list(way) and all(isinstance(part, str) and part.strip() for part in way)
-        for way in value  # type: ignore[attr-defined]
-    )
+def _ways(text: str, value: Any, *, path: Path) -> list[list[str]]:
+    """An entry's lists of components; one that is empty says nothing, and another must be there."""
+    if not text.strip():
+        raise UserError(f"{path}: an entry without a character; remove it")
+    are_lists = isinstance(value, list) and all(isinstance(way, list) for way in value)
+    if not are_lists or not any(value) or not all(isinstance(p, str) and p.strip() for way in value for p in way):
+        raise UserError(
+            f"{path}: {text} has {json.dumps(value, ensure_ascii=False)[:60]}, where a list of lists of components is "
+            "needed; mend or remove it"
+        )
+    return [way for way in value if way]
 
 
 class Decomposition(Seq2Seq):

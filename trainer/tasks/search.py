@@ -90,7 +90,7 @@ def beam_search(
             scores, tokens, finished, open_sources = (
                 values[kept] for values in (scores, tokens, finished, open_sources)
             )
-        else:
+        elif beams > 1:
             scorer.select(sources=None, rows=rows.flatten())
     return best
 
