@@ -13,9 +13,13 @@ from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader, find_damage
 from trainer.config import Config, ModelConfig
 from trainer.errors import UserError
-from trainer.imported import MODEL_FILE, load_imported
+from trainer.finetune_config import FineTuneConfig, TaskDataConfig
+from trainer.imported import MODEL_FILE, TOKENIZER_DIR, load_imported
 from trainer.model.hf_export import export_hf
+from trainer.model.hf_seq2seq import WritingSettings, export_encoder_decoder
 from trainer.run_folder import load_any_run, load_run
+from trainer.seq2seq_config import Seq2SeqConfig
+from trainer.tasks.text_tokenizer import load_texts
 
 EXPORT_DIR = "export"
 
@@ -71,10 +75,32 @@ def export_checkpoint(run_dir: Path, *, which: str, out: Path | None = None) -> 
                 f"{run_dir} is an imported model, which has no checkpoint {which!r}; leave --checkpoint out"
             )
         return _export_imported(run_dir, out=out or run_dir / EXPORT_DIR)
-    model, weights, max_seq_len = open_encoder(run_dir, which=which)
     target = out or run_dir / EXPORT_DIR
+    config = load_any_run(run_dir)
+    if isinstance(config, FineTuneConfig) and isinstance(config.task, Seq2SeqConfig):
+        _export_encoder_decoder(config.task, config.data, run_dir, which=which, out=target)
+        return target
+    model, weights, max_seq_len = open_encoder(run_dir, which=which)
     export_hf(weights, config=model, tokenizer_folder=run_dir / "tokenizer", out=target, max_seq_len=max_seq_len)
     return target
+
+
+def _export_encoder_decoder(task: Seq2SeqConfig, data: TaskDataConfig, run_dir: Path, *, which: str, out: Path) -> None:
+    checkpoint = choose_checkpoint(run_dir, which=which)
+    tokenizer = load_texts(run_dir / TOKENIZER_DIR)
+    export_encoder_decoder(
+        checkpoint.evaluation_weights(),
+        config=ModelConfig(**checkpoint.state["model"]),
+        tokenizer_folder=run_dir / TOKENIZER_DIR,
+        out=out,
+        max_seq_len=data.max_length,
+        writing=WritingSettings(
+            start_id=tokenizer.cls_id,
+            end_id=tokenizer.sep_id,
+            max_length=task.target_length or data.max_length,
+            beams=task.beams,
+        ),
+    )
 
 
 def _export_imported(folder: Path, *, out: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config import ModelConfig, RunConfig, TokenizerConfig
+from trainer.seq2seq_config import DecompositionConfig, Seq2SeqConfig, SummarizationConfig, TranslationConfig
 from trainer.strict_model import PositiveInt, StrictModel
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -103,7 +104,12 @@ class SegmentationConfig(StrictModel):
 
 
 TaskConfig = Annotated[
-    ClassificationConfig | TaggingConfig | SegmentationConfig,
+    ClassificationConfig
+    | TaggingConfig
+    | SegmentationConfig
+    | TranslationConfig
+    | SummarizationConfig
+    | DecompositionConfig,
     Field(discriminator="name"),
 ]
 
@@ -155,12 +161,14 @@ class TaskEvaluationConfig(StrictModel):
     metric: what decides the best checkpoint; the task's own where it is left out.
     patience: training ends early after so many evaluations in a row without a better one.
     batch_tokens: at most so many tokens in one forward pass.
+    max_records: score so many records during training, spread evenly over the file; all of them where it is left out.
     """
 
     every_steps: PositiveInt | None = None
     metric: str | None = None
     patience: PositiveInt | None = None
     batch_tokens: PositiveInt = 8192
+    max_records: PositiveInt | None = None
 
 
 class FineTuneConfig(RunConfig):
@@ -179,6 +187,11 @@ class FineTuneConfig(RunConfig):
             raise ValueError(
                 f"data.max_length={self.data.max_length} is longer than start.model.max_positions="
                 f"{self.start.model.max_positions}; raise the latter or shorten the sequences"
+            )
+        if isinstance(self.task, Seq2SeqConfig) and (self.task.target_length or 0) > self.data.max_length:
+            raise ValueError(
+                f"task.target_length={self.task.target_length} is longer than data.max_length={self.data.max_length}; "
+                "raise the latter or shorten the targets"
             )
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds names a seed twice")

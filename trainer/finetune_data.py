@@ -10,9 +10,10 @@ from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.finetune_config import FineTuneConfig
 from trainer.runtime import Runtime, on_main
+from trainer.seq2seq_config import Seq2SeqConfig
 from trainer.task_evaluate import TaskEvaluation
 from trainer.task_start import Start, open_start, prepare_tokenizer, with_dropout
-from trainer.tasks.choose import learn_task, reader_for, texts_of
+from trainer.tasks.choose import learn_task, reader_for, texts_of, with_tokenizer
 from trainer.tasks.examples import Example, Record
 from trainer.tasks.task import Task
 from trainer.tasks.text_tokenizer import TextTokenizer, load_texts
@@ -42,8 +43,10 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
         task.check(reader.read(Path(files.test), labelled=True))
     texts = texts_of(config, records)
     tokenizer = load_texts(on_main(runtime, lambda: prepare_tokenizer(start, config=config, texts=texts)))
+    task = with_tokenizer(task, tokenizer)
     model = resolve_model(config, start, tokenizer=tokenizer)
     examples = task.examples(records, tokenizer)
+    held_out = spread(held_out, config.evaluation.max_records)
     validation = TaskEvaluation(
         task,
         held_out,
@@ -53,9 +56,19 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
         dp_rank=runtime.topology.dp_rank,
         dp_world_size=runtime.topology.dp_world_size,
     )
-    report(describe_examples("training", records, examples, max_length=files.max_length))
-    report(describe_examples("validation", held_out, validation.examples, max_length=files.max_length))
+    limit = f"{files.max_length}"
+    if isinstance(config.task, Seq2SeqConfig) and config.task.target_length is not None:
+        limit += f" (targets than {config.task.target_length})"
+    report(describe_examples("training", records, examples, limit=limit))
+    report(describe_examples("validation", held_out, validation.examples, limit=limit))
     return TaskData(task, start, model, examples, validation)
+
+
+def spread(records: Sequence[Record], most: int | None) -> list[Record]:
+    """So many of the records at most, as far apart as they can be."""
+    if most is None or len(records) <= most:
+        return list(records)
+    return [records[place * len(records) // most] for place in range(most)]
 
 
 def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: TextTokenizer) -> ModelConfig:
@@ -76,12 +89,12 @@ def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: Tex
     return with_dropout(model, config.start.dropout)
 
 
-def describe_examples(part: str, records: Sequence[Record], examples: Sequence[Example], *, max_length: int) -> str:
+def describe_examples(part: str, records: Sequence[Record], examples: Sequence[Example], *, limit: str) -> str:
     """How many records there are and what became of those longer than a sequence: nothing is dropped unsaid."""
     text = f"{len(records):,} {part} records, {sum(map(len, examples)):,} tokens"
     if cut := [example for example in examples if example.cut_tokens]:
         lost = sum(example.cut_tokens for example in cut)
-        text += f"; {len(cut):,} longer than {max_length} were cut, {lost:,} tokens left out"
+        text += f"; {len(cut):,} longer than {limit} were cut, {lost:,} tokens left out"
     if split := len(examples) - len(records):
-        text += f"; sentences longer than {max_length} were split into {split:,} more sequences"
+        text += f"; sentences longer than {limit} were split into {split:,} more sequences"
     return text

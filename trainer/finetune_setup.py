@@ -185,13 +185,9 @@ def initial_model(config: FineTuneConfig, data: TaskData, *, report: Callable[[s
     initialize_weights(made, std=data.model.initializer_range, seed=config.seed)
     if data.start is not None:
         parameters = dict(made.named_parameters())
-        forms = {"encoder.": "encoder.", "pooler.": "head.pooler."}
-        own = {
-            form + name.removeprefix(prefix): weight
-            for name, weight in data.start.weights.items()
-            for prefix, form in forms.items()
-            if name.startswith(prefix)
-        }
+        encoder = {name: weight for name, weight in data.start.weights.items() if name.startswith("encoder.")}
+        head = made.head.start_weights(data.start.weights)
+        own = encoder | {f"head.{name}": weight for name, weight in head.items()}
         taken = {name: weight for name, weight in own.items() if name in parameters}
         load_weights(made, {**parameters, **taken}, source=str(config.start.path))
         new = ", ".join(name for name in parameters if name not in taken)
@@ -212,6 +208,7 @@ def make_task_engine(
     model = initial_model(config, data, report=report)
     if source is not None:
         load_weights(model, source.weights(), source=str(source.folder))
+    model.head.collective = ds_plan.zero_stage == 3
     if config.train.frozen_layers is not None:
         model.freeze_below(config.train.frozen_layers)
     groups = task_parameter_groups(

@@ -20,7 +20,7 @@ from trainer.model.weights import load_weights
 from trainer.run_folder import load_finetuned
 from trainer.task_evaluate import PredictStep, TaskEvaluation, plain_predict_step, predict_examples
 from trainer.task_start import TOKENIZER_DIR
-from trainer.tasks.choose import known_task, reader_for
+from trainer.tasks.choose import known_task, reader_for, with_tokenizer
 from trainer.tasks.examples import Record, join_outputs
 from trainer.tasks.tables import suffix_of
 from trainer.tasks.task import Prediction, RecordReader, Task
@@ -47,12 +47,13 @@ class Predictor:
         """Read a run's checkpoint; UserError where `run_dir` is no fine-tuned run."""
         config = load_finetuned(run_dir)
         source = choose_checkpoint(run_dir, which=which)
-        task = known_task(config, source.state["labels"])
+        tokenizer = load_texts(run_dir / TOKENIZER_DIR)
+        task = with_tokenizer(known_task(config, source.state["labels"]), tokenizer)
         model = task.create_model(ModelConfig(**source.state["model"]))
         load_weights(model, source.evaluation_weights(), source=str(source.folder))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         step = plain_predict_step(model.to(device), device=device)
-        return cls(config, source.folder, task, reader_for(config), load_texts(run_dir / TOKENIZER_DIR), step)
+        return cls(config, source.folder, task, reader_for(config), tokenizer, step)
 
     def predict(self, records: Sequence[Record]) -> list[Prediction]:
         """A prediction for each record, in their order; batched by length."""

@@ -1,9 +1,11 @@
 """Simple baselines on a fine-tuning recipe's own files, scored as the recipe's task scores: what a model must beat.
 
     python -m tests.benchmarks.task_baselines movie_sentiment spam chinese_segmentation chinese_ner
+    python -m tests.benchmarks.task_baselines english_chinese_translation debian_summaries chinese_decomposition
 
 Texts: TF-IDF of words and pairs of words into logistic regression. Segmentation: forward maximum matching with the
-training words. Entities: longest match of the training entities, each with its most frequent type.
+training words. Entities: longest match of the training entities, each with its most frequent type. Texts from texts:
+`tests.benchmarks.writing_baselines`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tests.benchmarks.writing_baselines import first_sentence, nearest_translation, neighbouring_character
 from trainer.finetune_config import FineTuneConfig
 from trainer.recipe import load_finetune_recipe
 from trainer.tasks.choose import learn_task, reader_for
@@ -76,6 +79,9 @@ def baseline(config: FineTuneConfig) -> dict[str, float]:
         "classification": logistic_regression,
         "segmentation": maximum_matching,
         "tagging": dictionary_entities,
+        "translation": nearest_translation,
+        "summarization": first_sentence,
+        "decomposition": neighbouring_character,
     }
     return dict(learn_task(config, train).metrics(test, methods[config.task.name](train, test)))
 

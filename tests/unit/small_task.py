@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -60,6 +61,37 @@ def write_sentiment(folder: Path) -> None:
     for number, (part, count) in enumerate({"train": 48, "dev": 24, "test": 24}.items()):
         lines = ["label\ttext", *sentiment_lines(count, seed=number)]
         (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_translations(folder: Path, *, source: str = "source") -> None:
+    """train.tsv, dev.tsv and test.tsv: numbers in English and the same ones, from last to first, in German."""
+    words = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier"}
+    for number, (part, count) in enumerate({"train": 96, "dev": 12, "test": 12}.items()):
+        generator = random.Random(number)
+        lines = [f"{source}\ttarget"]
+        for _ in range(count):
+            chosen = generator.choices(list(words), k=generator.randint(1, 3))
+            lines.append(f"{' '.join(chosen)}\t{' '.join(words[word] for word in reversed(chosen))}")
+        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_pairs(folder: Path, *, suffix: str) -> None:
+    """train, dev and test files of texts and targets: a tsv without header, jsonl, or json dictionaries."""
+    words = {"open": "打开", "close": "关闭", "the file": "文件", "the window": "窗口"}
+    for number, part in enumerate(("train", "dev", "test")):
+        generator = random.Random(number)
+        path = folder / f"{part}.{suffix}"
+        if suffix == "json":
+            entries = {chr(0x4E00 + 3 * place + number): [["木", generator.choice("日月")]] for place in range(24)}
+            path.write_text(json.dumps(entries), encoding="utf-8")
+            continue
+        lines = []
+        for _ in range(24):
+            chosen = [generator.choice(list(words)[:2]), generator.choice(list(words)[2:])]
+            source, target = " ".join(chosen), "".join(words[word] for word in chosen)
+            row = {"source": f"{source}. It is done.", "target": source}
+            lines.append(f"{source}\t{target}\tmade" if suffix == "tsv" else json.dumps(row))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_recipe(folder: Path, *, task: str = "  name: classification", suffix: str = "tsv", pieces: int = 40) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_task import sentiment_lines, write_entities, write_sentences
+from small_task import sentiment_lines, write_entities, write_pairs, write_sentences
 
 from tests.benchmarks.task_baselines import baseline
 from trainer.finetune import train_and_score
@@ -17,14 +17,28 @@ from trainer.task_predict import score_run
 
 pytest.importorskip("sklearn")
 pytest.importorskip("seqeval")
+pytest.importorskip("sacrebleu")
+pytest.importorskip("rouge_score")
 pytest.importorskip("tokenizers")
 
 RECIPES = [
     path.stem for path in sorted(RECIPES_DIR.glob("*.yaml")) if isinstance(load_any_recipe(path.stem), FineTuneConfig)
 ]
+# The form of each one's files in its recipe.
+PAIR_FILES = {"translation": "tsv", "summarization": "jsonl", "decomposition": "json"}
 TINY_MODEL = (
     "{model: {hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 32}, tokenizer: {vocab_size: PIECES}}"
 )
+
+
+PIECES = {
+    "classification": "38",
+    "segmentation": "16",
+    "tagging": "27",
+    "translation": "30",
+    "summarization": "23",
+    "decomposition": "28",
+}
 
 
 def kind_of(name: str) -> str:
@@ -41,14 +55,16 @@ def files_for(name: str, folder: Path) -> list[str]:
             (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_sentences(folder)
     write_entities(folder)
-    suffix = {"classification": "tsv", "segmentation": "txt", "tagging": "conll"}[kind]
+    suffix = {"classification": "tsv", "segmentation": "txt", "tagging": "conll", **PAIR_FILES}[kind]
+    if kind in PAIR_FILES:
+        write_pairs(folder, suffix=suffix)
     parts = {"train": "train", "validation": "dev", "test": "test"}
     return [f"data.{key}={folder}/{part}.{suffix}" for key, part in parts.items()]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_two_steps_and_is_scored(name: str, runtime: Runtime, tmp_path: Path) -> None:
-    tiny = TINY_MODEL.replace("PIECES", {"classification": "38", "segmentation": "16", "tagging": "27"}[kind_of(name)])
+    tiny = TINY_MODEL.replace("PIECES", PIECES[kind_of(name)])
     settings = [*files_for(name, tmp_path), f"runs_dir={tmp_path}", f"start={tiny}"]
     small = ["train.epochs=null", "train.steps=2", "train.global_batch_size=8", "train.micro_batch_size=4"]
     config = load_finetune_recipe(name, overrides=[*settings, *small, "schedule.warmup_steps=1"])
@@ -57,10 +73,27 @@ def test_a_recipe_trains_two_steps_and_is_scored(name: str, runtime: Runtime, tm
     assert set(score_run(tmp_path / name, which="auto")["parts"]) == {"validation", "test"}
 
 
-@pytest.mark.parametrize(("name", "metric"), [("movie_sentiment", "accuracy"), ("chinese_segmentation", "f1")])
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("movie_sentiment", "accuracy"),
+        ("chinese_segmentation", "f1"),
+        ("debian_summaries", "rouge_l"),
+        ("chinese_decomposition", "component_f1"),
+    ],
+)
 def test_a_baseline_is_scored_as_the_task_is(name: str, metric: str, tmp_path: Path) -> None:
     scores = baseline(load_finetune_recipe(name, overrides=files_for(name, tmp_path)))
     assert 0.6 < scores[metric] <= 1.0
+
+
+def test_the_nearest_training_text_is_the_baseline_of_translations(tmp_path: Path) -> None:
+    scores = baseline(
+        load_finetune_recipe(
+            "english_chinese_translation", overrides=files_for("english_chinese_translation", tmp_path)
+        )
+    )
+    assert scores["chrf"] > 60.0
 
 
 def test_entities_of_the_training_file_are_found_again(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ LEVELS = (
         "trainer.strict_yaml",
         "trainer.setting_errors",
         "trainer.recipe",
+        "trainer.seq2seq_config",
         "trainer.finetune_config",
         "trainer.finetune_plan",
     ),

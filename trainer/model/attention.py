@@ -75,16 +75,18 @@ def _group_attention(
     query: Tensor, key: Tensor, value: Tensor, group: tuple[int, int], dropout_rate: float, band: Tensor | None
 ) -> Tensor:
     q, k, v = (part.view(*group, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
-    if dropout_rate and q.device.type == "cpu":
-        # torch's own CPU form with dropout is not fused either, and draws its mask slowly.
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        if band is not None:
-            scores = scores.masked_fill(~band, float("-inf"))
-        weights = scores.softmax(-1)
-        context = torch.matmul(dropout(weights, rate=dropout_rate, training=True), v)
-    else:
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=band, dropout_p=dropout_rate)
-    return context.transpose(1, 2).flatten(0, 1)
+    return attend(q, k, v, dropout_rate=dropout_rate, mask=band).transpose(1, 2).flatten(0, 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, dropout_rate: float, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(d)) v of [batch, heads, length, head_dim]; `mask` is true where a key may be seen."""
+    if not dropout_rate or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_rate)
+    # torch's own CPU form with dropout is not fused either, and draws its mask slowly.
+    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(dropout(scores.softmax(-1), rate=dropout_rate, training=True), value)
 
 
 # Of the longest document, for a shorter one's is a corner of it.

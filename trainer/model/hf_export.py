@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from trainer.model.hf_names import (
 )
 from trainer.model.hf_tokenizer import export_tokenizer
 
-_MARK = {"exported_by": "bertline"}
+EXPORT_MARK = {"exported_by": "bertline"}
 
 
 def export_hf(
@@ -43,19 +44,26 @@ def export_hf(
     weights that do not fit `config`, for a tokenizer that cannot be expressed or is larger than the vocabulary, and
     for an `out` that holds something else.
     """
-    _check_out(out)
     weights = _stored_weights(model_state, config)
     if max_seq_len > config.max_positions:
         raise UserError(f"max_seq_len={max_seq_len} is longer than model.max_positions={config.max_positions}")
+    with export_folder(out) as partial:
+        vocabulary = export_tokenizer(tokenizer_folder, out=partial, max_seq_len=max_seq_len)
+        if vocabulary is not None:
+            weights = _trim_vocabulary(weights, size=vocabulary, tokenizer_folder=tokenizer_folder)
+        _write_model(weights, config.model_copy(update={"vocab_size": len(weights[WORD_WEIGHT])}), partial)
+
+
+@contextmanager
+def export_folder(out: Path) -> Iterator[Path]:
+    """A folder to write an export into, which becomes `out` when the block ends well; a former export is replaced."""
+    _check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        vocabulary = export_tokenizer(tokenizer_folder, out=partial, max_seq_len=max_seq_len)
-        if vocabulary is not None:
-            weights = _trim_vocabulary(weights, size=vocabulary, tokenizer_folder=tokenizer_folder)
-        _write_model(weights, config.model_copy(update={"vocab_size": len(weights[WORD_WEIGHT])}), partial)
+        yield partial
         _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -65,7 +73,7 @@ def _check_out(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        former = json.loads((out / "config.json").read_text(encoding="utf-8")).items() >= _MARK.items()
+        former = json.loads((out / "config.json").read_text(encoding="utf-8")).items() >= EXPORT_MARK.items()
     except (OSError, ValueError, AttributeError):
         former = False
     if not former:
@@ -97,9 +105,6 @@ def _trim_vocabulary(weights: dict[str, Tensor], *, size: int, tokenizer_folder:
 
 
 def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     has_head = DECODER_BIAS in weights
     names = hf_names(config)
     # In a BertForMaskedLM the encoder is the part named `bert`; a BertModel is that part itself.
@@ -108,14 +113,22 @@ def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Pat
         ("" if name.startswith(("head.", "pair_head.")) else prefix) + names[name]: weight.contiguous()
         for name, weight in weights.items()
     }
-    try:
-        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise UserError(f"{folder.parent}: the weights could not be written ({error}); is the disk full?") from None
+    write_safetensors(stored, folder=folder)
     dtype = str(weights[WORD_WEIGHT].dtype).removeprefix("torch.")
-    content = to_hf_config(config, suffix=_class_suffix(weights), dtype=dtype) | _MARK
+    content = to_hf_config(config, suffix=_class_suffix(weights), dtype=dtype) | EXPORT_MARK
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_model_card(config, content["architectures"][0], weights), encoding="utf-8")
+
+
+def write_safetensors(weights: Mapping[str, Tensor], *, folder: Path) -> None:
+    """Write an export's weights, by Hugging Face's names, into its folder; UserError where they cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"{folder.parent}: the weights could not be written ({error}); is the disk full?") from None
 
 
 def _class_suffix(weights: Mapping[str, Tensor]) -> Suffix:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
+from trainer.seq2seq_config import DecompositionConfig, Seq2SeqConfig, SummarizationConfig, TranslationConfig
 from trainer.tasks.classification import Classification, weights_of
 from trainer.tasks.classification_records import ClassificationReader
 from trainer.tasks.classification_scores import require_sklearn
+from trainer.tasks.decomposition import Decomposition, DecompositionReader
 from trainer.tasks.examples import Record
 from trainer.tasks.segmentation import Segmentation, SegmentationReader
+from trainer.tasks.seq2seq import Seq2Seq
+from trainer.tasks.seq2seq_records import Seq2SeqReader
+from trainer.tasks.summarization import Summarization, require_rouge
 from trainer.tasks.tagging import Tagging, require_seqeval
 from trainer.tasks.tagging_records import TaggingReader
 from trainer.tasks.task import RecordReader, Task
+from trainer.tasks.text_tokenizer import TextTokenizer
+from trainer.tasks.translation import Translation, require_sacrebleu
 
 
 def reader_for(config: FineTuneConfig) -> RecordReader:
@@ -22,6 +29,10 @@ def reader_for(config: FineTuneConfig) -> RecordReader:
         return ClassificationReader(task, config.data)
     if isinstance(task, TaggingConfig):
         return TaggingReader(task, config.data)
+    if isinstance(task, DecompositionConfig):
+        return DecompositionReader(task, config.data)
+    if isinstance(task, Seq2SeqConfig):
+        return Seq2SeqReader(task, config.data)
     return SegmentationReader(task, config.data)
 
 
@@ -30,6 +41,9 @@ def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]
     task = config.task
     if isinstance(task, ClassificationConfig):
         return (text for record in records for text in record.inputs)
+    if isinstance(task, Seq2SeqConfig):
+        read = _seq2seq(config).source_text
+        return (text for record in records for text in (read(record), *record.target))
     blank = " " if isinstance(task, TaggingConfig) and task.unit == "word" else ""
     return (blank.join(record.inputs) for record in records)
 
@@ -45,6 +59,12 @@ def learn_task(config: FineTuneConfig, records: Sequence[Record]) -> Task:
     if isinstance(task, TaggingConfig):
         require_seqeval()
         return Tagging(task, config.data, labels=Tagging.find_labels(task, records))
+    if isinstance(task, TranslationConfig):
+        require_sacrebleu()
+    elif isinstance(task, SummarizationConfig):
+        require_rouge()
+    if isinstance(task, Seq2SeqConfig):
+        return _seq2seq(config)
     return Segmentation(task, config.data)
 
 
@@ -55,4 +75,23 @@ def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
         return Classification(task, config.data, labels=labels)
     if isinstance(task, TaggingConfig):
         return Tagging(task, config.data, labels=labels)
+    if isinstance(task, Seq2SeqConfig):
+        return _seq2seq(config)
     return Segmentation(task, config.data)
+
+
+def _seq2seq(config: FineTuneConfig) -> Seq2Seq:
+    task = config.task
+    if isinstance(task, TranslationConfig):
+        return Translation(task, config.data)
+    if isinstance(task, SummarizationConfig):
+        return Summarization(task, config.data)
+    assert isinstance(task, DecompositionConfig)
+    return Decomposition(task, config.data)
+
+
+def with_tokenizer(task: Task, tokenizer: TextTokenizer) -> Task:
+    """The task, knowing the vocabulary that its predictions are written in, where these are texts."""
+    if isinstance(task, Seq2Seq):
+        task.tokenizer = tokenizer
+    return task

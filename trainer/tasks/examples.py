@@ -36,6 +36,7 @@ class Example:
     record: number of the record it comes from; a long sentence gives several examples, one after the other.
     rows: positions whose hidden state the head reads. predictions: how many it makes from them.
     targets: [predictions, ...]; None when they are to be predicted. cut_tokens: how many of the text were left out.
+    outputs: how many outputs the model gives for it, where that is not the number of predictions.
     """
 
     record: int
@@ -45,6 +46,7 @@ class Example:
     predictions: int
     targets: npt.NDArray[Any] | None
     cut_tokens: int = 0
+    outputs: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -111,7 +113,8 @@ def make_batch(examples: Sequence[Example], *, term: str) -> TaskBatch:
 
 def split_outputs(outputs: Outputs, examples: Sequence[Example]) -> list[Outputs]:
     """A batch's outputs, example by example."""
-    ends = np.cumsum([example.predictions for example in examples])[:-1]
+    counts = [example.predictions if example.outputs is None else example.outputs for example in examples]
+    ends = np.cumsum(counts)[:-1]
     parts = {name: np.split(values, ends) for name, values in outputs.items()}
     return [{name: parts[name][i] for name in parts} for i in range(len(examples))]
 
@@ -128,9 +131,9 @@ def join_outputs(outputs: Sequence[Outputs], examples: Sequence[Example]) -> lis
     return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in of_records]
 
 
-def too_long(where: str, *, length: int, max_length: int) -> UserError:
+def too_long(where: str, *, length: int, max_length: int, limit: str = "data.max_length") -> UserError:
     """The error for a sequence over the limit where the recipe refuses such."""
     return UserError(
-        f"{where}: {length} tokens, longer than data.max_length={max_length}; raise it, shorten the text, or set "
+        f"{where}: {length} tokens, longer than {limit}={max_length}; raise it, shorten the text, or set "
         "data.overlong: cut"
     )

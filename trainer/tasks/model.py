@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,16 @@ class Predicted(NamedTuple):
 
 
 class TaskHead(nn.Module):
-    """What a task puts on the encoder."""
+    """What a task puts on the encoder.
+
+    collective: set where all ranks must run its modules equally often, as ZeRO-3 gathers their weights in each.
+    """
+
+    collective = False
+
+    def start_weights(self, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By own name, what a start's weights hold for this head: the pooler's."""
+        return {name: weight for name, weight in start.items() if name.startswith("pooler.")}
 
     def loss(self, hidden: Tensor, row_counts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss, and number of predictions, from [R, hidden] states and [examples] row counts."""

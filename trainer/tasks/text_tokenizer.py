@@ -34,6 +34,10 @@ class TextTokenizer(Protocol):
         """The ids of each word by itself, at least one: [UNK] where the vocabulary has nothing for it."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        ...
+
 
 class SentencePieceTexts:
     """The tokenizer of a run of ours, or of one that begins with new weights."""
@@ -52,6 +56,9 @@ class SentencePieceTexts:
         # A word that the vocabulary has only without a blank before it would begin with a blank by itself.
         found = (ids[1:] if len(ids) > 1 and ids[0] == self._bare_space else ids for ids in self.encode(words))
         return [ids if len(ids) else np.array([self.unk_id], dtype=np.int32) for ids in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids)
 
 
 class WordPieceTexts:
@@ -74,6 +81,9 @@ class WordPieceTexts:
 
     def encode_words(self, words: Sequence[str]) -> list[Int32Array]:
         return [ids if len(ids) else np.array([self.unk_id], dtype=np.int32) for ids in self.encode(words)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def load_texts(folder: Path) -> TextTokenizer:
