@@ -20,7 +20,8 @@ from trainer.errors import UserError
 from trainer.places import remote_scheme
 from trainer.ranks import job_port
 
-_REPLY_S = 60.0
+# An image may have to be unpacked first.
+_REPLY_S = 120.0
 _FABRIC_S = 180.0
 _CLOCK_S = 5.0
 # Weights and two moments of Adam in fp32, what a checkpoint holds of a parameter.
@@ -131,7 +132,7 @@ def _fabric(spec: JobSpec, hosts: Sequence[Host], *, agents: Connect) -> str:
     logs = spec.run_dir / "preflight"
     for old in logs.glob("rank-*.log"):
         old.unlink()
-    channels, news = connect_all([host.name for host in hosts], connect=agents)
+    channels, news = connect_all(spec, hosts, connect=agents)
     with Attempt(channels, news) as attempt:
         if missing := [host.name for host in hosts if host.name not in channels]:
             raise UserError(f"preflight: no answer from {', '.join(missing)}")

@@ -67,7 +67,7 @@ class Supervisor:
                 return outcome.code
 
     def _attempt(self) -> Outcome:
-        channels, news = connect_all([host.name for host in self._hosts], connect=self._connect)
+        channels, news = connect_all(self._spec, self._hosts, connect=self._connect)
         with Attempt(channels, news) as attempt:
             try:
                 layout = largest_layout(self._spec, [host for host in self._hosts if host.name in channels])
