@@ -23,7 +23,7 @@ _CONNECT_S = 20.0
 # An image is unpacked first.
 _CONTAINER_S = 120.0
 # How long the other ranks may take to end by themselves after one did.
-_LAST_WORDS_S = 20.0
+_LAST_WORDS_S = 10.0
 _HANG_UP_S = 3.0
 # Exit codes that mean an end only where all ranks ended with them.
 _AGREED = {USER_ERROR_EXIT_CODE: "all ranks refused", REQUEUE_EXIT_CODE: "told to stop, saved"}
@@ -71,6 +71,12 @@ def connect_all(
     for host in channels.keys() - answering.keys():
         channels[host].close(patience_s=0.0)
     return answering, news
+
+
+def first_error(logs: Path) -> str | None:
+    """The first line that begins with `error: ` in the logs of an attempt's ranks, without that word."""
+    lines = (line for path in sorted(logs.glob("rank-*.log")) for line in path.open(encoding="utf-8", errors="replace"))
+    return next((line.removeprefix("error: ").strip() for line in lines if line.startswith("error: ")), None)
 
 
 class Attempt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from cluster_site import STEPS, TWO_STEPS, ranks_on
+from cluster_site import DRILL_FAULTS, PROFILE, STEPS, TWO_STEPS, ranks_on
 from hosts import wait_until
 from launching import losses
 from slurm_cluster import CONTROLLER
@@ -20,12 +20,21 @@ def _slurm_runs(slurm) -> None:
     """SLURM is there for every test of this file."""
 
 
-def submit(site, cwd, *arguments, nodes: int = 2, preflight: bool = False) -> str:
+def submit(site, cwd, *arguments, nodes: int = 2, time: str = "5", preflight: bool = False) -> str:
     """Submit the recipe with one process a node; gives the job's id."""
-    asked = ("--nodes", nodes, "--gpus-per-node", 1, "--time", "5", "--profile", site.profile)
+    asked = ("--nodes", nodes, "--gpus-per-node", 1, "--time", time, "--profile", site.profile)
     wanted = "--preflight" if preflight else "--no-preflight"
     done = site.cluster("slurm", site.recipe, *asked, wanted, "--no-check", *arguments, cwd=cwd)
     return re.search(r"submitted job (\d+);", done.stdout)[1]
+
+
+def check_same_end(run_dir, whole_run) -> None:
+    """Losses and last weights are those of the run without a fault, bit for bit."""
+    assert losses(run_dir / "metrics.jsonl") == losses(whole_run / "metrics.jsonl")
+    last = f"checkpoints/step-{STEPS:08d}"
+    one, other = (CheckpointReader(folder / last).weights() for folder in (run_dir, whole_run))
+    assert one.keys() == other.keys()
+    assert all(one[name].equal(other[name]) for name in one)
 
 
 def refused(site, cwd, *arguments) -> str:
@@ -64,11 +73,28 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
     log = site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
     assert f"told to stop: saved step {stopped_at}" in log
     assert f"at step {stopped_at}" in log.partition("told to stop")[2]
-    assert losses(metrics) == losses(whole_run / "metrics.jsonl")
-    last = f"checkpoints/step-{STEPS:08d}"
-    one, other = (CheckpointReader(folder / last).weights() for folder in (cwd / "runs/run", whole_run))
-    assert one.keys() == other.keys()
-    assert all(one[name].equal(other[name]) for name in one)
+    check_same_end(cwd / "runs/run", whole_run)
+
+
+@pytest.mark.skipif(DRILL_FAULTS == 0, reason="a time limit is a minute at least: make drill")
+@pytest.mark.timeout(600)
+def test_a_job_at_its_time_limit_saves_is_requeued_and_goes_on_bit_for_bit(site, slurm, whole_run):
+    cwd = site.new_folder()
+    (cwd / "short.yaml").write_text(f"{PROFILE}grace_s: 40\n")
+    # Saving and evaluating at every step takes the run longer than the minute.
+    slow = ("--set", "checkpoint.every_steps=1", "--set", "evaluation.every_steps=1")
+    job = submit(site, cwd, "--profile", "short.yaml", *slow, time="1")
+    metrics = cwd / "runs/run/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=180)
+    ends = ("COMPLETED", "FAILED", "TIMEOUT", "PENDING")
+    while (ended := slurm.wait(job, states=ends))["JobState"] == "PENDING":
+        slurm.start_requeued(job)
+        slurm.wait(job, states=("RUNNING", "FAILED"))
+    told = site.cluster("logs", "runs/run", cwd=cwd).stdout
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), told
+    assert int(ended["Restarts"]) >= 1
+    assert "told to stop: saved step" in site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
+    check_same_end(cwd / "runs/run", whole_run)
 
 
 def test_a_supervised_job_goes_on_without_a_lost_node_inside_its_allocation(site, slurm, whole_run):

@@ -107,8 +107,11 @@ def test_the_killed_rank_is_named_even_when_another_was_first_to_end() -> None:
 
 
 def test_a_mistake_of_all_ranks_is_not_tried_again() -> None:
-    code, events = supervise("sys.exit(2)")
+    # All ranks meet it, one tells of it.
+    body = "if rank == 1: print('error: no such shards')\nprint('another line'); sys.exit(2)"
+    code, events = supervise(body)
     assert (code, named(events)) == (2, ["start", "end"])
+    assert events[1]["why"] == "all ranks refused: no such shards"
 
 
 def test_ranks_that_lost_each_other_without_a_death_start_again() -> None:
