@@ -15,7 +15,7 @@ PROFILE = """\
 device: cpu
 environment: {DS_ACCELERATOR: cpu, OMP_NUM_THREADS: "1", SHOWN: "a $HOME 'quoted' \\"value\\""}
 """
-STEPS = 200
+STEPS = 120
 # Long enough to be met while it runs; without dropout, which is drawn by rank, other layouts compute the same.
 RECIPE_CHANGES = {
     "steps: 24": f"steps: {STEPS}",

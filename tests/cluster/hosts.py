@@ -187,12 +187,12 @@ class Hosts:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def wait_until(condition, *, what: str, timeout_s: float = 120.0):
-    """Look every 50 ms until a condition holds, and give its value; fails the test when it never does."""
+def wait_until(condition, *, what: str, timeout_s: float = 120.0, every_s: float = 0.05):
+    """Look every so often until a condition holds, and give its value; fails the test when it never does."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.05)
+        time.sleep(every_s)
     return value
 
 

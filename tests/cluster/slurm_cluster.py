@@ -77,8 +77,13 @@ class Slurm:
 
     def wait(self, job_id: str, *, states: tuple[str, ...] = ("COMPLETED",), timeout_s: float = 180) -> dict[str, str]:
         """Wait until a job is in one of the states, and give its fields."""
-        wait_until(lambda: self.state_of(job_id)["JobState"] in states, what=f"job {job_id}", timeout_s=timeout_s)
-        return self.state_of(job_id)
+
+        def fields() -> dict[str, str] | None:
+            found = self.state_of(job_id)
+            return found if found["JobState"] in states else None
+
+        # Asking takes a part of the core that the job runs on.
+        return wait_until(fields, what=f"job {job_id}", timeout_s=timeout_s, every_s=0.3)
 
     def start_requeued(self, job_id: str) -> None:
         """Start a job again that SLURM, after its first end, would hold for two minutes.

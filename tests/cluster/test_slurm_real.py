@@ -80,8 +80,8 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
 @pytest.mark.timeout(600)
 def test_a_job_at_its_time_limit_saves_is_requeued_and_goes_on_bit_for_bit(site, slurm, whole_run):
     cwd = site.new_folder()
-    (cwd / "short.yaml").write_text(f"{PROFILE}grace_s: 40\n")
-    # Saving and evaluating at every step takes the run longer than the minute.
+    (cwd / "short.yaml").write_text(f"{PROFILE}grace_s: 50\n")
+    # Saving and evaluating at every step, the run takes longer than what is left of the minute.
     slow = ("--set", "checkpoint.every_steps=1", "--set", "evaluation.every_steps=1")
     job = submit(site, cwd, "--profile", "short.yaml", *slow, time="1")
     metrics = cwd / "runs/run/metrics.jsonl"
@@ -101,7 +101,7 @@ def test_a_supervised_job_goes_on_without_a_lost_node_inside_its_allocation(site
     cwd = site.new_folder()
     job = submit(site, cwd, "--restarts", 2)
     metrics = cwd / "runs/run/metrics.jsonl"
-    wait_until(lambda: metrics.exists() and max(losses(metrics), default=0) >= 90, what="ninety steps", timeout_s=180)
+    wait_until(lambda: metrics.exists() and max(losses(metrics), default=0) >= 50, what="fifty steps", timeout_s=180)
     try:
         site.hosts.power_off("node2")
         ended = slurm.wait(job, states=("COMPLETED", "FAILED", "PENDING"))
@@ -116,11 +116,11 @@ def test_a_supervised_job_goes_on_without_a_lost_node_inside_its_allocation(site
     starts = [event for event in read_events(cwd / "runs/run") if event["event"] == "train"]
     assert [event["world_size"] for event in starts] == [2, 1]
     resumed_at = starts[1]["step"]
-    assert resumed_at >= 80
+    assert resumed_at >= 40
     assert sorted(found) == list(range(1, STEPS + 1))
     assert all(found[step] == whole[step] for step in range(1, resumed_at + 1))
     # Beyond some sixty steps any two orders of additions drift apart.
-    assert all(abs(found[step] / whole[step] - 1) < 1e-5 for step in range(resumed_at + 1, resumed_at + 50))
+    assert all(abs(found[step] / whole[step] - 1) < 1e-5 for step in range(resumed_at + 1, min(resumed_at + 50, STEPS)))
     assert ranks_on(site, CONTROLLER) == []
 
 
