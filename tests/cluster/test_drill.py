@@ -79,7 +79,7 @@ def start_up_s(events: list[dict]) -> float:
     return statistics.median(found)
 
 
-@pytest.mark.skipif(FAULTS == 0, reason="takes a quarter of a minute a fault: make drill")
+@pytest.mark.skipif(FAULTS == 0, reason="takes a third of a minute a fault: make drill")
 @pytest.mark.timeout(0)
 def test_random_faults_change_nothing_in_the_model_lose_no_row_and_leave_nothing_behind(site):
     cwd, runs = site.new_folder(), site.hosts.disk / "runs"
