@@ -43,7 +43,9 @@ class ForwardTimer:
         if not module.training:
             return
         if self._on_device:
-            self._events.append((_event(), torch.cuda.Event(enable_timing=True)))
+            began, ended = _event(), _event()
+            began.record()
+            self._events.append((began, ended))
         else:
             self._began_s = self._clock()
 
@@ -58,6 +60,4 @@ class ForwardTimer:
 
 
 def _event() -> Any:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -28,7 +28,8 @@ def note_start(run_dir: Path, *, step: int, topology: Topology) -> None:
 
 def restarts(run_dir: Path) -> int:
     """How often training was started again, by the events of the run."""
-    return max(0, sum(event["event"] == "train" for event in read_events(run_dir)) - 1)
+    starts = [event for event in read_events(run_dir) if event["event"] == "train"]
+    return max(0, len(starts) - 1)
 
 
 def placed(own: Sequence[float], *, topology: Topology) -> list[float]:
