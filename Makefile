@@ -33,7 +33,7 @@ parity: .venv/installed-demo
 # Random faults on three hosts made of namespaces: killed, stopped and cut off in turn; needs root and cluster-packages.
 FAULTS ?= 50
 drill: .venv/installed-dev
-	BERTLINE_DRILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s tests/cluster/test_drill.py tests/cluster/test_slurm_real.py
+	BERTLINE_DRILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s tests/cluster
 
 # Debian packages of which tests/cluster makes hosts with sshd and SLURM; needs root. Without them those tests skip.
 cluster-packages:

@@ -14,13 +14,16 @@ from pathlib import Path
 from cluster.agent import BEAT_S
 from cluster.channel import Channel, Connect, News
 from cluster.hostfile import Host
+from cluster.job import JobSpec
 from trainer.errors import REQUEUE_EXIT_CODE, USER_ERROR_EXIT_CODE
 
 # A host from which nothing came for so long is lost.
 LOST_S = 15.0
 _CONNECT_S = 20.0
+# An image is unpacked first.
+_CONTAINER_S = 120.0
 # How long the other ranks may take to end by themselves after one did.
-_LAST_WORDS_S = 20.0
+_LAST_WORDS_S = 10.0
 _HANG_UP_S = 3.0
 # Exit codes that mean an end only where all ranks ended with them.
 _AGREED = {USER_ERROR_EXIT_CODE: "all ranks refused", REQUEUE_EXIT_CODE: "told to stop, saved"}
@@ -49,11 +52,13 @@ class Outcome:
     why: str
 
 
-def connect_all(hosts: Sequence[str], *, connect: Connect) -> tuple[dict[str, Channel], queue.Queue[News]]:
+def connect_all(
+    spec: JobSpec, hosts: Sequence[Host], *, connect: Connect
+) -> tuple[dict[str, Channel], queue.Queue[News]]:
     """Agents on all hosts that answer in time, by host; beats keep the first while the last is waited for."""
     news: queue.Queue[News] = queue.Queue()
-    channels = {host: Channel(host, connect=connect, news=news) for host in hosts}
-    deadline = time.monotonic() + _CONNECT_S
+    channels = {host.name: Channel(host.name, connect=connect, news=news) for host in hosts}
+    deadline = time.monotonic() + (_CONNECT_S if spec.profile.container is None else _CONTAINER_S)
     refused: set[str] = set()
     while time.monotonic() < deadline and any(
         channel.heard_s is None and host not in refused for host, channel in channels.items()
@@ -66,6 +71,12 @@ def connect_all(hosts: Sequence[str], *, connect: Connect) -> tuple[dict[str, Ch
     for host in channels.keys() - answering.keys():
         channels[host].close(patience_s=0.0)
     return answering, news
+
+
+def first_error(logs: Path) -> str | None:
+    """The first line that begins with `error: ` in the logs of an attempt's ranks, without that word."""
+    lines = (line for path in sorted(logs.glob("rank-*.log")) for line in path.open(encoding="utf-8", errors="replace"))
+    return next((line.removeprefix("error: ").strip() for line in lines if line.startswith("error: ")), None)
 
 
 class Attempt:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cluster.job import JobSpec
-from cluster.launchers import in_apptainer
+from cluster.launchers import in_apptainer, in_pyxis
 from cluster.ssh import SSH
 
 
@@ -45,7 +45,8 @@ def over_srun(spec: JobSpec, *, module: str = "cluster.agent") -> Connect:
     def connect(host: str) -> list[str]:
         variables = [f"{name}={value}" for name, value in _environment(spec).items()]
         step = ["srun", "--overlap", "--immediate=10", "--nodes=1", "--ntasks=1", f"--nodelist={host}"]
-        return [*step, "--unbuffered", "--cpu-bind=none", "env", *variables, spec.python, "-m", module]
+        step += ["--unbuffered", "--cpu-bind=none", *in_pyxis(spec)]
+        return [*step, "env", *variables, *in_apptainer(spec), spec.python, "-m", module]
 
     return connect
 

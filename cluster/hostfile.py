@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.errors import UserError
 
 # No leading dash, which ssh would take for an option, and nothing that a shell reads.
-_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(\d+)$")
+_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=([0-9]{1,6})$")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from pathlib import Path
 from cluster.hostfile import Host
 from cluster.job import JobSpec
 from cluster.launch import Launch
+from cluster.profile import Container
 from trainer.errors import UserError
 from trainer.ranks import job_port
 
 # What a POSIX shell and pdsh leave as it is.
-_PLAIN = re.compile(r"[\w@+=:,./-]+$", re.ASCII)
+_PLAIN = re.compile(r"[\w@+=:,./-]+", re.ASCII)
 _SLURM_SETTINGS = ("partition", "account", "qos", "cpus_per_task", "sbatch", "modules", "scratch")
 
 
@@ -43,7 +44,7 @@ def deepspeed_launch(spec: JobSpec, *, hosts: tuple[Host, ...], hostfile: Path) 
         )
     inherited = os.environ.get("PYTHONPATH", "")
     for what, text in (("folder", str(spec.workdir)), ("interpreter", spec.python), ("PYTHONPATH", inherited)):
-        if text and not _PLAIN.match(text):
+        if text and not _PLAIN.fullmatch(text):
             raise UserError(
                 f"deepspeed hands the {what} {text!r} to remote shells without quotes, and it holds blanks or signs "
                 "that a shell would read; use another path, or `python -m cluster mpi`"
@@ -84,9 +85,24 @@ def in_apptainer(spec: JobSpec) -> list[str]:
     container = spec.profile.container
     if container is None or container.runtime != "apptainer":
         return []
-    binds = [part for mount in (f"{spec.workdir}:{spec.workdir}", *container.mounts) for part in ("--bind", mount)]
+    binds = [part for mount in _mounts(spec, container) for part in ("--bind", mount)]
     gpus = ["--nv"] if spec.profile.device == "gpu" else []
     return ["apptainer", "exec", *gpus, *binds, "--pwd", str(spec.workdir), container.image]
+
+
+def in_pyxis(spec: JobSpec) -> list[str]:
+    """srun's options for the profile's container; empty where the profile has no such container."""
+    container = spec.profile.container
+    if container is None or container.runtime != "pyxis":
+        return []
+    mounts = f"--container-mounts={','.join(_mounts(spec, container))}"
+    return [f"--container-image={container.image}", mounts, f"--container-workdir={spec.workdir}"]
+
+
+def _mounts(spec: JobSpec, container: Container) -> list[str]:
+    """What is seen inside: working folder and scratch at their own paths, and what the profile asks for."""
+    own = [str(spec.workdir), *([spec.profile.scratch] if spec.profile.scratch else [])]
+    return [*(f"{folder}:{folder}" for folder in own), *container.mounts]
 
 
 def _deepspeed(spec: JobSpec) -> list[str]:

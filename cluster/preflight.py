@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import Attempt, connect_all
+from cluster.attempt import Attempt, connect_all, first_error
 from cluster.channel import Channel, Connect, News
 from cluster.hostfile import Host
 from cluster.job import JobSpec
@@ -20,7 +20,8 @@ from trainer.errors import UserError
 from trainer.places import remote_scheme
 from trainer.ranks import job_port
 
-_REPLY_S = 60.0
+# An image may have to be unpacked first.
+_REPLY_S = 120.0
 _FABRIC_S = 180.0
 _CLOCK_S = 5.0
 # Weights and two moments of Adam in fp32, what a checkpoint holds of a parameter.
@@ -131,7 +132,7 @@ def _fabric(spec: JobSpec, hosts: Sequence[Host], *, agents: Connect) -> str:
     logs = spec.run_dir / "preflight"
     for old in logs.glob("rank-*.log"):
         old.unlink()
-    channels, news = connect_all([host.name for host in hosts], connect=agents)
+    channels, news = connect_all(spec, hosts, connect=agents)
     with Attempt(channels, news) as attempt:
         if missing := [host.name for host in hosts if host.name not in channels]:
             raise UserError(f"preflight: no answer from {', '.join(missing)}")
@@ -140,9 +141,8 @@ def _fabric(spec: JobSpec, hosts: Sequence[Host], *, agents: Connect) -> str:
         layout = [Host(host.name, 1) for host in hosts]
         attempt.start(layout, argv=argv, port=job_port(zlib.crc32(str(logs).encode())), logs=logs)
         outcome = attempt.watch(stop_signal=lambda: None, limit_s=_FABRIC_S)
-    said = {path.stem: path.read_text(errors="replace").splitlines() for path in sorted(logs.glob("rank-*.log"))}
-    errors = [line for lines in said.values() for line in lines if line.startswith("error: ")]
     if outcome.code:
-        told = errors[0].removeprefix("error: ") if errors else f"see {logs}"
+        told = first_error(logs) or f"see {logs}"
         raise UserError(f"preflight: the all-reduce between {', '.join(channels)} failed ({outcome.why}): {told}")
-    return next(line for line in said["rank-0"] if line.startswith("all-reduce"))
+    said = (logs / "rank-0.log").read_text(errors="replace").splitlines()
+    return next(line for line in said if line.startswith("all-reduce"))

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cluster.report_ranks import rank_table
 from trainer.errors import UserError
 from trainer.events import read_events, read_json_lines
 
@@ -24,6 +25,7 @@ _PAGE = """\
 <style>body {{ font: 15px sans-serif; margin: 2em; max-width: 70em }} td, th {{ padding: 2px 12px; text-align: left }}
 tr:nth-child(even) {{ background: #f4f4f4 }} img {{ max-width: 100% }}</style></head>
 <body><h1>{title}</h1><p>{summary}</p>
+{ranks}
 <img alt="steps and tokens/s over time, with events" src="data:image/png;base64,{image}">
 <table><tr><th>time (UTC)</th><th>after</th><th>event</th><th></th></tr>
 {rows}
@@ -49,6 +51,7 @@ def report_page(title: str, *, events: Sequence[Mapping[str, Any]], metrics: Seq
     return _PAGE.format(
         title=html.escape(title),
         summary=html.escape(summary(events, metrics)),
+        ranks=rank_table(events, metrics),
         image=base64.b64encode(_picture(events, metrics, first_s=first_s)).decode(),
         rows=rows,
     )
@@ -68,7 +71,9 @@ def summary(events: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, 
 
 
 def _row(event: Mapping[str, Any], *, first_s: float) -> str:
-    told = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time_s", "event"))
+    # A start of training names the host of every rank, for the table of ranks.
+    left_out = ("time_s", "event", *(["hosts"] if event["event"] == "train" else []))
+    told = ", ".join(f"{key} {value}" for key, value in event.items() if key not in left_out)
     when = datetime.fromtimestamp(event["time_s"], tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
     cells = (when, _duration(event["time_s"] - first_s), event["event"], told)
     return "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"

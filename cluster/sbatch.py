@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.job import JobSpec
 from cluster.launch import Launch
-from cluster.launchers import in_apptainer
+from cluster.launchers import in_apptainer, in_pyxis
 from trainer.config import fingerprint
 from trainer.errors import REQUEUE_EXIT_CODE, UserError
 from trainer.ranks import FIRST_PORT, PORTS
@@ -64,6 +65,7 @@ def sbatch_text(spec: JobSpec, options: SlurmOptions) -> str:
         f"export MASTER_PORT=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))",
         f'logs={shlex.quote(str(logs_dir(spec.run_dir)))}/"$SLURM_JOB_ID"',
         'mkdir -p "$logs" || exit 2',
+        *_outside_check(spec, options),
         *_staging(spec, options),
         "",
         *([f"{_on_first_node(spec, 'preflight', options)} || exit 2"] if options.preflight else []),
@@ -115,11 +117,7 @@ def _srun(spec: JobSpec, options: SlurmOptions) -> str:
         f"--wait={_LAST_TASKS_S}",
         "--open-mode=append",
     ]
-    container = profile.container
-    if container is not None and container.runtime == "pyxis":
-        mounts = ",".join((f"{spec.workdir}:{spec.workdir}", *container.mounts))
-        parts += [f"--container-image={container.image}", f"--container-mounts={mounts}"]
-        parts += [f"--container-workdir={spec.workdir}"]
+    parts += in_pyxis(spec)
     command = [*in_apptainer(spec), spec.python, "-u", "-m", *spec.trainer_arguments, *scratch_settings(spec)]
     output = f'--output={shlex.quote(_as_pattern(logs_dir(spec.run_dir)))}/"$SLURM_JOB_ID"/rank-%t.log'
     return f"{shlex.join(parts)} {output} \\\n  {shlex.join(command)}"
@@ -131,16 +129,32 @@ def _supervised(spec: JobSpec, options: SlurmOptions) -> str:
 
 
 def _on_first_node(spec: JobSpec, command: str, options: SlurmOptions) -> str:
-    """A command of ours that runs beside this shell, on the nodes of the job."""
-    if spec.profile.container is not None:
-        raise UserError(
-            f"`cluster {command}` runs outside the profile's container, where there is no {spec.python} with the "
-            "project; leave --restarts and --preflight out, or use a profile without container"
-        )
+    """A command of ours that runs beside this shell, on the nodes of the job.
+
+    It starts srun, which a container lacks: there it runs outside, on the interpreter that runs this, and only the
+    programs that it starts on the nodes run inside.
+    """
     profile = ["--profile", spec.profile_source] if spec.profile_source else []
     settings = [part for override in spec.overrides for part in ("--set", override)]
     asked = ["--slurm", "--procs", str(options.gpus_per_node), *profile, *settings, *scratch_settings(spec)]
-    return shlex.join([spec.python, "-u", "-m", "cluster", command, spec.recipe, *asked])
+    return shlex.join([_outside(spec), "-u", "-m", "cluster", command, spec.recipe, *asked])
+
+
+def _outside(spec: JobSpec) -> str:
+    """The interpreter beside the batch shell."""
+    return spec.python if spec.profile.container is None else sys.executable
+
+
+def _outside_check(spec: JobSpec, options: SlurmOptions) -> list[str]:
+    """The line that ends the job where a container's host cannot run what `_on_first_node` needs."""
+    if spec.profile.container is None or (options.restarts is None and not options.preflight):
+        return []
+    said = (
+        f"error: this node has no {_outside(spec)} with the project, which --restarts and --preflight run outside the "
+        "container; leave them out, or submit from an environment that the nodes share"
+    )
+    imported = shlex.join([_outside(spec), "-c", "import cluster.__main__"])
+    return [f"{imported} || {{ echo {shlex.quote(said)} >&2; exit 2; }}"]
 
 
 def scratch_settings(spec: JobSpec) -> list[str]:

@@ -17,14 +17,14 @@ from trainer.errors import UserError
 
 JOBS_FILE = "jobs.jsonl"
 _TIMEOUT_S = 60.0
-_TIME = re.compile(r"(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$")
+_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", re.ASCII)
 
 
 def check_options(options: SlurmOptions) -> None:
     """Raise UserError for a time, a partition or a count that SLURM would not understand."""
-    if not _TIME.match(options.time) or not re.search(r"[1-9]", options.time):
+    if not _TIME.fullmatch(options.time) or not re.search(r"[1-9]", options.time):
         raise UserError(f"--time {options.time}: not a time as SLURM writes it: MINUTES, H:MM:SS or DAYS-HH:MM:SS")
-    if options.partition is not None and not re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*$", options.partition):
+    if options.partition is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.partition):
         raise UserError(f"--partition {options.partition!r}: not the name of a partition; `sinfo` lists them")
     for name in ("nodes", "gpus_per_node", "continuations"):
         if getattr(options, name) < 1:
@@ -69,10 +69,14 @@ def submit(launch: Launch, *, run_dir: Path) -> str:
 def last_job(run_dir: Path) -> str:
     """The id of the job last submitted for a run; UserError where there was none."""
     path = run_dir / JOBS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if not lines:
+    if not path.is_file():
         raise UserError(f"{run_dir} has no job that `python -m cluster slurm` submitted ({JOBS_FILE} is absent)")
-    return str(json.loads(lines[-1])["job_id"])
+    last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+    # It is given to SLURM's commands, where a leading dash would be an option.
+    match = re.fullmatch(r'\{"job_id": "([0-9]+)".*\}', last[0]) if last else None
+    if match is None:
+        raise UserError(f"{path}: the last line names no job; `squeue --me` and `scontrol show job` tell of what runs")
+    return match[1]
 
 
 def job_status(job_id: str) -> str:

@@ -6,16 +6,17 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster.attempt import Attempt, Outcome, connect_all
+from cluster.attempt import Attempt, Outcome, connect_all, first_error
 from cluster.channel import Connect
 from cluster.hostfile import Host, fill
 from cluster.job import JobSpec, check_layout
 from cluster.sbatch import logs_dir
-from trainer.errors import UserError
+from trainer.errors import USER_ERROR_EXIT_CODE, UserError
 from trainer.events import append_event, read_json_lines
 from trainer.ranks import job_port
 
@@ -67,7 +68,7 @@ class Supervisor:
                 return outcome.code
 
     def _attempt(self) -> Outcome:
-        channels, news = connect_all([host.name for host in self._hosts], connect=self._connect)
+        channels, news = connect_all(self._spec, self._hosts, connect=self._connect)
         with Attempt(channels, news) as attempt:
             try:
                 layout = largest_layout(self._spec, [host for host in self._hosts if host.name in channels])
@@ -81,7 +82,9 @@ class Supervisor:
             # Another port each time: what a dead rank 0 left behind may hold the last one.
             port = job_port(zlib.crc32(str(logs).encode()))
             attempt.start(layout, argv=argv, port=port, logs=logs)
-            return attempt.watch(stop_signal=self._take_signal)
+            outcome = attempt.watch(stop_signal=self._take_signal)
+        told = first_error(logs) if outcome.code == USER_ERROR_EXIT_CODE else None
+        return replace(outcome, why=f"{outcome.why}: {told}") if told else outcome
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         self._told = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -60,7 +61,9 @@ def print_error(error: Exception) -> int:
     if message is None:
         traceback.print_exception(error)
         return 1
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    # On a full disk, where logs often are too, the exit code must still come through.
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return LOST_RANK_EXIT_CODE if isinstance(error, LostRankError) else USER_ERROR_EXIT_CODE
 
 

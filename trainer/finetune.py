@@ -16,6 +16,7 @@ from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter
 from trainer.preemption import Preemption, StoppedEarly
 from trainer.progress import ProgressReporter
+from trainer.rank_health import note_start
 from trainer.resume import Resume
 from trainer.run_folder import describe_run, sole_owner
 from trainer.runtime import Runtime, on_main, started
@@ -81,6 +82,7 @@ def _one_seed(
     run = set_up_finetuning(config, runtime=runtime, resume=resume, report=report)
     if runtime.is_main:
         describe_run(config, plan=run.ds_plan, runtime=runtime)
+    note_start(config.run_dir, step=run.state.step, topology=runtime.topology)
     try:
         _train(run)
     finally:

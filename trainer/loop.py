@@ -20,6 +20,7 @@ from trainer.memory import peak_memory_gib
 from trainer.metrics import MetricsWriter
 from trainer.preemption import StoppedEarly
 from trainer.progress import ProgressReporter
+from trainer.rank_health import by_rank, placed, restarts
 from trainer.runtime import Runtime, on_main
 from trainer.skip_report import SkipReport
 from trainer.step_sums import StepSums, stacked, weighted_mean
@@ -56,6 +57,7 @@ class Trainer:
         self._skips = SkipReport(run.skipped, report=progress.message) if run.skipped is not None else None
         self._shown_step = run.state.step
         self._scores: dict[str, float] = {}
+        self._restarts = restarts(run.config.run_dir) if run.runtime.is_main else 0
         self._guard = run.spikes
         self._accept = run.spikes.accept if run.spikes is not None and run.spikes.on_spike == "skip" else None
 
@@ -127,10 +129,13 @@ class Trainer:
         minutes = (time.monotonic() - self._saved_at_s) / 60
         late = runtime.is_main and minutes >= self.run.config.checkpoint.every_minutes
         own = self._meter.read(peak_flops=self._peak_flops)
-        figures = torch.tensor([*own.values(), float(late)], dtype=torch.float64, device=runtime.device)
+        health = [own["time/step_s"], self.run.engine.read_forward_s(), own["time/data_wait_s"]]
+        sent = [*own.values(), float(late), *placed(health, topology=runtime.topology)]
+        figures = torch.tensor(sent, dtype=torch.float64, device=runtime.device)
         totals = torch.cat([stacked(sums).flatten(), figures])
         dist.all_reduce(totals)
-        term_totals, (*speed, time_to_save) = totals[: -len(figures)], totals[-len(figures) :].tolist()
+        term_totals, received = totals[: -len(figures)], totals[-len(figures) :].tolist()
+        speed, time_to_save, of_ranks = received[: len(own)], received[len(own)], received[len(own) + 1 :]
         losses = self._losses(tuple(sums), term_totals)
         loss = losses["train/loss"]
         self._collect_tokens()
@@ -144,11 +149,13 @@ class Trainer:
             **{f"data/tokens/{name}": float(tokens) for name, tokens in state.source_tokens.items()},
             **over_ranks(dict(zip(own, speed, strict=True)), topology=runtime.topology),
             "memory/peak_gib": peak_memory_gib(runtime.device),
+            "ranks/restarts": float(self._restarts),
             **(self._skips.collect() if self._skips is not None else {}),
             **({"stability/spikes": float(self._guard.spikes)} if self._guard is not None else {}),
             **(self.run.engine.layer_norms() if self.run.log_layer_norms else {}),
         }
-        self._metrics.write(values, step=state.step, applied_steps=state.applied_steps)
+        ranks = by_rank(of_ranks, topology=runtime.topology)
+        self._metrics.write({**values, **ranks}, step=state.step, applied_steps=state.applied_steps)
         self._scores["train/loss"] = loss
         self._progress.report(state.step, metrics=values)
         if not math.isfinite(loss):

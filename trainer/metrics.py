@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -49,17 +49,21 @@ class MetricsWriter:
         self._tensorboard: Any = SummaryWriter(log_dir=str(run_dir / TENSORBOARD_DIR), purge_step=resume_step + 1)
         self._tensorboard.add_custom_scalars(custom_layout(layer_norms=layer_norms))
 
-    def write(self, values: Mapping[str, float], *, step: int, applied_steps: int) -> None:
+    def write(self, values: Mapping[str, float | Sequence[float]], *, step: int, applied_steps: int) -> None:
         """Append one record, `{"step", "applied_steps", "time_s", **values}`, and hand it to the system at once.
 
         `time_s` is seconds since 1970. Floats are written so that they read back equal, bit for bit; what is no
-        number is null, since JSON has no NaN and no infinity.
+        number is null, since JSON has no NaN and no infinity. A sequence has one value a rank, each a curve of its
+        own in TensorBoard, `KEY/RANK`.
         """
         if self._file is None:
             return
         now = self._clock()
-        record: dict[str, float | None] = {"step": step, "applied_steps": applied_steps, "time_s": now}
-        record |= {key: value if math.isfinite(value) else None for key, value in values.items()}
+        record: dict[str, Any] = {"step": step, "applied_steps": applied_steps, "time_s": now}
+        record |= {
+            key: [_as_json(each) for each in value] if isinstance(value, Sequence) else _as_json(value)
+            for key, value in values.items()
+        }
         try:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
@@ -69,7 +73,8 @@ class MetricsWriter:
                 "to resume"
             ) from error
         for key, value in values.items():
-            self._tensorboard.add_scalar(key, value, global_step=step, walltime=now)
+            for tag, each in _curves(key, value).items():
+                self._tensorboard.add_scalar(tag, each, global_step=step, walltime=now)
 
     def write_text(self, tag: str, markdown: str, *, step: int) -> None:
         """Show a text in TensorBoard; it is in no metrics.jsonl."""
@@ -104,6 +109,17 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _curves(key: str, value: float | Sequence[float]) -> dict[str, float]:
+    """The scalars by which TensorBoard shows a figure."""
+    if isinstance(value, Sequence):
+        return {f"{key}/{rank:04d}": each for rank, each in enumerate(value)}
+    return {key: value}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

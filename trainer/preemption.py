@@ -29,6 +29,8 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        # What came while the run was being set up is answered now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(

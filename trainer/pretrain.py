@@ -21,6 +21,7 @@ from trainer.preemption import Preemption, StoppedEarly
 from trainer.prepare import local_shards, shard_folders
 from trainer.pretraining_run import PretrainingRun
 from trainer.progress import ProgressReporter
+from trainer.rank_health import note_start
 from trainer.resume import Resume
 from trainer.run_folder import describe_run, sole_owner
 from trainer.runtime import Runtime, on_main, started
@@ -44,7 +45,7 @@ def pretrain(config: Config, *, resume: Resume) -> bool:
         if topology.is_main:
             describe_run(run.config, plan=run.ds_plan, runtime=runtime)
             _keep_tokenizer(run.corpus.sources[0].folder, run.config.run_dir)
-            append_event(run.config.run_dir, "train", step=run.state.step, world_size=topology.world_size)
+        note_start(run.config.run_dir, step=run.state.step, topology=topology)
         finished = _train(run)
         if topology.is_main:
             append_event(run.config.run_dir, "finished" if finished else "stopped", step=run.state.step)

@@ -29,7 +29,7 @@ from trainer.ranks import find_place
 from trainer.topology import Topology
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-_POLL_S = 0.5
+_FIRST_POLL_S, _POLL_S = 0.01, 0.5
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS_S = 5.0
 _STARTED_BYTES = 180 << 20
@@ -114,8 +114,11 @@ def on_main(runtime: Runtime, decide: Callable[[], Value]) -> Value:
         value = decide()
         runtime.store.set(key, pickle.dumps(value))  # type: ignore[arg-type]  # bytes are taken too
         return value
+    # What is there at once, as in most of a start, is not waited for long.
+    pause_s = _FIRST_POLL_S
     while not runtime.store.check([key]):
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _POLL_S)
     received: Value = pickle.loads(runtime.store.get(key))
     return received
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data_pipeline.hashing import derive_key
 from trainer.ds_config import DeepSpeedPlan
 from trainer.ema import WeightAverage
+from trainer.forward_timer import ForwardTimer
 from trainer.fragments import (
     AVERAGE,
     WEIGHT,
@@ -72,6 +73,7 @@ class EngineStep:
     def _engine_is_made(self) -> None:
         decay = self._settings.ema_decay
         self._average = WeightAverage(self._fragments(), decay=decay) if decay is not None else None
+        self._timer = ForwardTimer(self._engine.module, device=self._device)
 
     def _begin(self, batches: Sequence[StepBatch], *, step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Make ready for a step: this replica's predictions by term, and the factor that each term's loss gets.
@@ -146,6 +148,9 @@ class EngineStep:
 
     def _loss_scaler(self) -> Any:
         return getattr(self._engine.optimizer, "loss_scaler", None) if self._engine.fp16_enabled() else None
+
+    def read_forward_s(self) -> float:
+        return self._timer.read()
 
     def locate_non_finite(self) -> str | None:
         return self._watch.locate()

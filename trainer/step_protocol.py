@@ -61,6 +61,10 @@ class Step(Protocol):
         """The factor that fp16 losses are multiplied by; 1 in other precisions."""
         ...
 
+    def read_forward_s(self) -> float:
+        """Mean seconds of this rank's forward pass of a micro-batch since the last reading; not collective."""
+        ...
+
     def layer_norms(self) -> dict[str, float]:
         """Norms of weights and of the optimiser's first moments by metric key, as `trainer.layer_norms` has them."""
         ...

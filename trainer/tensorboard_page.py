@@ -19,6 +19,14 @@ _CHARTS = {
         "memory, at most (GiB)": [r"memory/peak_gib$"],
         "waiting for data (s)": [r"time/data_wait_s$"],
     },
+    "Ranks": {
+        "a step (s)": [r"ranks/step_s/"],
+        "forward pass of a micro-batch (s)": [r"ranks/forward_s/"],
+        "waiting for data, each rank (s)": [r"ranks/data_wait_s/"],
+        "slowest rank": [r"ranks/slowest$"],
+        "its forward pass over the median": [r"ranks/slowest_over_median$"],
+        "restarts": [r"ranks/restarts$"],
+    },
     "Layers": {
         "norms of weights": [r"layers/weight_norm/"],
         "norms of first moments": [r"layers/moment_norm/"],

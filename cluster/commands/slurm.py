@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     check_options(asked)
     spec = job_of(options, processes=[asked.gpus_per_node] * asked.nodes)
-    # The batch shell stands outside a container, and could not run our side of it.
+    # The batch shell stands outside a container, and may lack what our side of it runs on.
     unsaid = asked.nodes > 1 and spec.profile.container is None
     asked = replace(asked, preflight=unsaid if options.preflight is None else options.preflight)
     launch = sbatch_launch(spec, asked, script=spec.run_dir / "job.sbatch")

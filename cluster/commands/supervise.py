@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
+import os
+import sys
 
 from cluster.commands.arguments import Commands, add_check, add_job, check_job, job_of, print_connections
 from cluster.commands.hosts import add_hosts, add_preflight, check_ssh, connection, hosts_of, wants_preflight
@@ -34,10 +35,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(f"# {spec.world_size} rank(s), started by these: {' '.join(spec.trainer_arguments)}")
         return print_connections(agents, hosts=hosts)
-    report = functools.partial(print, flush=True)
     if not options.slurm:
         check_ssh(options, spec, hosts=hosts)
     check_job(options, spec)
     if wants_preflight(options, hosts=len(hosts)):
-        preflight(spec, hosts, look=look, agents=agents, report=report)
-    return Supervisor(spec, hosts, connect=agents, restarts=options.restarts, report=report).run()
+        preflight(spec, hosts, look=look, agents=agents, report=say)
+    return Supervisor(spec, hosts, connect=agents, restarts=options.restarts, report=say).run()
+
+
+def say(line: str) -> None:
+    """Print a line for whoever still reads; the run does not end with its reader, and events.jsonl has it all."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # Nor must Python complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

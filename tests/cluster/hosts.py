@@ -48,16 +48,23 @@ def what_is_missing() -> str | None:
 
 
 class Hosts:
-    """Hosts node1, node2, ... with addresses 10.77.0.11, ...; a context manager. `folder` holds what they write."""
+    """Hosts node1, node2, ... with addresses 10.77.0.11, ...; a context manager. `folder` holds what they write.
+
+    disk: a small file system that all of them see, which a test may fill.
+    """
 
     def __init__(self, folder: Path, *, count: int) -> None:
         self.folder = folder
+        self.disk = folder / "disk"
         self.names = [f"node{number}" for number in range(1, count + 1)]
         self._prefix = f"bertline-{os.getpid()}"
         self._running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self._machine_name = Path("/etc/hostname")
 
     def __enter__(self) -> Hosts:
+        self.disk.mkdir()
+        # Before the first boot: what is mounted later, a host does not see.
+        _call("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", self.disk)
         try:
             self._lay_cables()
             for name in ("id_ed25519", "host_key"):
@@ -75,6 +82,7 @@ class Hosts:
             self.power_off(name)
         for name in ("switch", *self.names):
             subprocess.run(["ip", "netns", "del", self._namespace(name)], capture_output=True, check=False)
+        subprocess.run(["umount", self.disk], capture_output=True, check=False)
 
     def address(self, name: str) -> str:
         """A host's address on the switch."""
@@ -179,12 +187,12 @@ class Hosts:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def wait_until(condition, *, what: str, timeout_s: float = 120.0):
-    """Look every 50 ms until a condition holds, and give its value; fails the test when it never does."""
+def wait_until(condition, *, what: str, timeout_s: float = 120.0, every_s: float = 0.05):
+    """Look every so often until a condition holds, and give its value; fails the test when it never does."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.05)
+        time.sleep(every_s)
     return value
 
 

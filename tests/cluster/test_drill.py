@@ -2,157 +2,121 @@
 
 from __future__ import annotations
 
-import os
-import random
+import itertools
 import statistics
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from hosts import wait_until
-from launching import last_step, losses
+from cluster_site import DRILL_FAULTS as FAULTS
+from cluster_site import Site
+from drill_faults import Drill, witnessed_profile
+from launching import losses
+from row_witness import FOLDER, rows_trained
 
+from data_pipeline.corpus import open_corpus
+from data_pipeline.row_hashes import row_hashes
 from trainer.checkpoint_files import CheckpointReader
 from trainer.events import read_events
+from trainer.recipe import load_recipe
 
-FAULTS = int(os.environ.get("BERTLINE_DRILL_FAULTS", "0"))
-STEPS_A_FAULT = 100
 SAVE_EVERY = 10
+SETTINGS = {
+    # Its end decides nothing, so that a run can be stopped anywhere and a run without faults end exactly there.
+    "schedule.name": "constant",
+    "train.steps": 1_000_000,
+    "train.global_batch_size": 12,
+    "train.stall_minutes": 0.2,
+    "checkpoint.every_steps": SAVE_EVERY,
+    "model.hidden_dropout": 0.1,
+    "evaluation": "null",
+}
 
 
-class Drill:
-    """One supervised run and the faults that can be done to it; each leaves the hosts as they were."""
-
-    def __init__(self, site, run_dir: Path, *, seed: int) -> None:
-        self._hosts = site.hosts
-        self._checkpoints = run_dir / "checkpoints"
-        self._random = random.Random(seed)
-
-    def _victim(self) -> str:
-        # node1 runs the supervisor.
-        return self._random.choice(self._hosts.names[1:])
-
-    def _kill(self, program: str, *, signal: str = "-9") -> None:
-        self._hosts.run(self._victim(), "pkill", signal, "-f", program)
-
-    def a_killed_rank(self) -> None:
-        self._kill("trainer pretrain")
-
-    def a_killed_agent(self) -> None:
-        self._kill("cluster.agent")
-
-    def a_stopped_rank(self) -> None:
-        self._kill("trainer pretrain", signal="-STOP")
-
-    def a_power_cut(self) -> None:
-        victim = self._victim()
-        self._hosts.power_off(victim)
-        self._hosts.heal(victim)
-        self._hosts.boot(victim)
-
-    def a_cable_out_for_five_seconds(self) -> None:
-        self._cut(5)
-
-    def a_cable_out_for_twelve_seconds(self) -> None:
-        # Long enough for the agent to end its rank, too short for the host to be left out of the next start.
-        self._cut(12)
-
-    def _cut(self, seconds: float) -> None:
-        victim = self._victim()
-        self._hosts.cut(victim)
-        time.sleep(seconds)
-        self._hosts.heal(victim)
-
-    def a_torn_checkpoint_and_a_killed_rank(self) -> None:
-        newest = sorted(self._checkpoints.glob("step-*"))[-1]
-        for partition in newest.glob("partition-*"):
-            os.truncate(partition, partition.stat().st_size - 100)
-        self._kill("trainer pretrain")
-
-    def a_torn_latest_and_a_killed_rank(self) -> None:
-        (self._checkpoints / "latest").write_text("step-")
-        self._kill("trainer pretrain")
-
-    def next(self, number: int):
-        """All kinds of faults in turn, in an order that changes from turn to turn."""
-        kinds = [kind for kind in vars(Drill) if kind.startswith("a_")]
-        turn, place = divmod(number, len(kinds))
-        random.Random(turn).shuffle(kinds)
-        return getattr(self, kinds[place])
+def settings(**changed: object) -> list[str]:
+    """The recipe's changes as options."""
+    return [part for key, value in {**SETTINGS, **changed}.items() for part in ("--set", f"{key}={value}")]
 
 
-@contextmanager
-def supervised(site, cwd: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    hostfile = site.hostfile(cwd, *site.hosts.names)
-    argv = [*site.command, "supervise", site.recipe, "--hostfile", hostfile, "--profile", site.profile, *arguments]
-    with (cwd / "out").open("w") as out:
-        job = subprocess.Popen(site.hosts.argv("node1", argv, cwd=cwd), env=site.env, stdout=out, stderr=out)
-    try:
-        yield job
-    finally:
-        if job.poll() is None:
-            job.kill()
-        job.wait()
+def layouts(events: list[dict]) -> list[tuple[int, int]]:
+    """From which step on how many ranks trained what counts: steps trained again count as the last attempt's."""
+    found: list[tuple[int, int]] = []
+    for event in events:
+        if event["event"] == "train":
+            found = [each for each in found if each[0] < event["step"]] + [(event["step"], event["world_size"])]
+    return [each for before, each in itertools.pairwise([(0, 0), *found]) if each[1] != before[1]]
 
 
-@pytest.mark.skipif(FAULTS == 0, reason="takes a quarter of a minute a fault: make drill")
-@pytest.mark.timeout(0)
-def test_random_faults_change_nothing_in_the_model_and_leave_nothing_behind(site):
-    changed = {
-        "train.steps": FAULTS * STEPS_A_FAULT,
-        "train.global_batch_size": 12,
-        "train.stall_minutes": 0.2,
-        "checkpoint.every_steps": SAVE_EVERY,
-        "model.hidden_dropout": 0.1,
-        "evaluation": "null",
-    }
-    arguments = [
-        "--no-check",
-        "--no-preflight",
-        *(part for key, value in changed.items() for part in ("--set", f"{key}={value}")),
+def train_without_faults(site: Site, cwd: Path, *, changes: list[tuple[int, int]], last_step: int) -> Path:
+    """The run folder of a run that changes its layout at the same steps, each time by a new start."""
+    for (_, world_size), (end, _) in itertools.pairwise([*changes, (last_step, 0)]):
+        hostfile = site.hostfile(cwd, *site.hosts.names[:world_size])
+        asked = ("--hostfile", hostfile, "--profile", site.profile, "--no-check", "--no-preflight")
+        site.cluster("supervise", site.recipe, *asked, *settings(**{"train.steps": end}), cwd=cwd)
+    return cwd / "runs/run"
+
+
+def report(kinds: dict[str, list[tuple[float, int]]], *, start_up_s: float) -> None:
+    """Print a line a kind, and one for all: seconds from the fault to the first new step, steps lost."""
+    everything = [found for of_kind in kinds.values() for found in of_kind]
+    for kind, found in [*sorted(kinds.items()), ("all", everything)]:
+        waits, lost = zip(*found, strict=True)
+        print(
+            f"{kind}: {len(found)} of {len(found)} survived, first new step after {statistics.median(waits):.1f} s, "
+            f"{max(waits):.1f} s at most; {max(lost)} steps lost at most"
+        )
+    print(f"the framework's own start-up: {start_up_s:.1f} s; saved every {SAVE_EVERY} steps")
+
+
+def start_up_s(events: list[dict]) -> float:
+    """Median seconds from the start of the ranks until they stand ready to train."""
+    found = [
+        after["time_s"] - before["time_s"]
+        for before, after in itertools.pairwise(event for event in events if event["event"] in ("start", "train"))
+        if (before["event"], after["event"]) == ("start", "train")
     ]
-    whole, cwd = site.new_folder(), site.new_folder()
-    with supervised(site, whole, *arguments) as job:
-        assert job.wait(timeout=600) == 0, (whole / "out").read_text()
-    run_dir = cwd / "runs/run"
-    metrics, drill, waits, lost = run_dir / "metrics.jsonl", Drill(site, run_dir, seed=FAULTS), [], []
-    with supervised(site, cwd, *arguments) as job:
+    return statistics.median(found)
 
-        def step() -> int:
-            assert job.poll() is None, (cwd / "out").read_text()
-            return last_step(metrics) if metrics.exists() else 0
 
-        def reach(wanted: int, *, what: str) -> None:
-            wait_until(lambda: step() >= wanted, what=what, timeout_s=180)
-
-        for number in range(FAULTS):
-            # Not always just behind a save.
-            reach(2 * SAVE_EVERY + number * (STEPS_A_FAULT - 20) + number % SAVE_EVERY, what="steps")
-            before, since_s, fault = step(), time.time(), drill.next(number)
-            fault()
-            reach(before + SAVE_EVERY, what=f"steps after {fault.__name__}")
-            waits.append(time.time() - since_s)
-            trains = [event for event in read_events(run_dir) if event["event"] == "train"]
-            starts = [event["step"] for event in trains if event["time_s"] > since_s]
-            lost.append(before - starts[-1] if starts else 0)
-            print(f"{fault.__name__.replace('_', ' ')} at step {before}: {waits[-1]:.1f} s, {lost[-1]} steps lost")
-        assert job.wait(timeout=600) == 0, (cwd / "out").read_text()
-    events = read_events(run_dir)
-    starts = [event["time_s"] for event in events if event["event"] == "start"]
-    trains = [event["time_s"] for event in events if event["event"] == "train"]
-    start_up_s = statistics.median(min((t for t in trains if t > s), default=s) - s for s in starts)
-    print(
-        f"{FAULTS} faults of {FAULTS} survived; from the fault to {SAVE_EVERY} new steps: median "
-        f"{statistics.median(waits):.1f} s, longest {max(waits):.1f} s, of which start-up {start_up_s:.1f} s; "
-        f"steps lost: at most {max(lost)}, saved every {SAVE_EVERY}"
-    )
-    assert {event["world_size"] for event in events if event["event"] == "start"} == {3}
-    assert losses(metrics) == losses(whole / "runs/run/metrics.jsonl")
-    last = f"checkpoints/step-{FAULTS * STEPS_A_FAULT:08d}"
-    one, other = (CheckpointReader(folder / "runs/run" / last).weights() for folder in (cwd, whole))
-    assert all(one[name].equal(other[name]) for name in other)
+@pytest.mark.skipif(FAULTS == 0, reason="takes a third of a minute a fault: make drill")
+@pytest.mark.timeout(0)
+def test_random_faults_change_nothing_in_the_model_lose_no_row_and_leave_nothing_behind(site):
+    cwd, runs = site.new_folder(), site.hosts.disk / "runs"
+    hostfile, profile = site.hostfile(cwd, *site.hosts.names), witnessed_profile(cwd)
+    arguments = ["--hostfile", str(hostfile), "--profile", str(profile), "--no-check", "--no-preflight"]
+    drill = Drill(site, cwd, run_dir=runs / "run", arguments=[*arguments, *settings(runs_dir=runs)], seed=FAULTS)
+    kinds: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    drill.start()
+    drill.reach(2 * SAVE_EVERY, what="steps")
+    for number in range(FAULTS):
+        # Not always just behind a save.
+        drill.reach(drill.step()[0] + SAVE_EVERY + number % SAVE_EVERY, what="steps before a fault")
+        fault = drill.next(number)
+        since_s = time.time()
+        fault()
+        before = drill.step()[0]
+        wait_s = drill.reach(before + 1, what=f"a new step after {fault.__name__}") - since_s
+        resumed = [e["step"] for e in read_events(drill.run_dir) if e["event"] == "train" and e["time_s"] > since_s]
+        lost = max(0, before - resumed[-1]) if resumed else 0
+        kinds[fault.__name__.replace("_", " ")].append((wait_s, lost))
+        print(f"{number + 1}. {fault.__name__.replace('_', ' ')} at step {before}: {wait_s:.1f} s, {lost} steps lost")
+    drill.stop()
+    events = read_events(drill.run_dir)
+    report(kinds, start_up_s=start_up_s(events))
     for host in site.hosts.names:
         assert site.hosts.run(host, "pgrep", "-f", "trainer pretrain|cluster.agent", expect=None).stdout == ""
+    last_step, changes = drill.step()[0], layouts(events)
+    print(f"{last_step} steps; ranks from which step on: {changes}")
+    whole = train_without_faults(site, site.new_folder(), changes=changes, last_step=last_step)
+    assert losses(drill.run_dir / "metrics.jsonl") == losses(whole / "metrics.jsonl")
+    last = f"checkpoints/step-{last_step:08d}"
+    one, other = (CheckpointReader(folder / last).weights() for folder in (drill.run_dir, whole))
+    assert all(one[name].equal(other[name]) for name in other)
+    config = load_recipe(str(site.recipe), overrides=settings()[1::2])
+    corpus = open_corpus(config.data.all_sources, [site.folder / "shards"])
+    planned: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    for step, row, digest in row_hashes(config, corpus, first_step=0, end_step=last_step, world_size=1):
+        planned[step].append((row, digest))
+    assert rows_trained(cwd / FOLDER) == planned
+    print(f"{sum(map(len, planned.values()))} rows, each once and in its place; losses and weights bit-equal")

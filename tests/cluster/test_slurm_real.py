@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
-from cluster_site import STEPS, TWO_STEPS, ranks_on
+from cluster_site import DRILL_FAULTS, PROFILE, STEPS, TWO_STEPS, ranks_on
 from hosts import wait_until
 from launching import losses
 from slurm_cluster import CONTROLLER
@@ -21,12 +20,21 @@ def _slurm_runs(slurm) -> None:
     """SLURM is there for every test of this file."""
 
 
-def submit(site, cwd, *arguments, nodes: int = 2, preflight: bool = False) -> str:
+def submit(site, cwd, *arguments, nodes: int = 2, time: str = "5", preflight: bool = False) -> str:
     """Submit the recipe with one process a node; gives the job's id."""
-    asked = ("--nodes", nodes, "--gpus-per-node", 1, "--time", "5", "--profile", site.profile)
+    asked = ("--nodes", nodes, "--gpus-per-node", 1, "--time", time, "--profile", site.profile)
     wanted = "--preflight" if preflight else "--no-preflight"
     done = site.cluster("slurm", site.recipe, *asked, wanted, "--no-check", *arguments, cwd=cwd)
     return re.search(r"submitted job (\d+);", done.stdout)[1]
+
+
+def check_same_end(run_dir, whole_run) -> None:
+    """Losses and last weights are those of the run without a fault, bit for bit."""
+    assert losses(run_dir / "metrics.jsonl") == losses(whole_run / "metrics.jsonl")
+    last = f"checkpoints/step-{STEPS:08d}"
+    one, other = (CheckpointReader(folder / last).weights() for folder in (run_dir, whole_run))
+    assert one.keys() == other.keys()
+    assert all(one[name].equal(other[name]) for name in one)
 
 
 def refused(site, cwd, *arguments) -> str:
@@ -50,10 +58,6 @@ def test_a_job_on_three_nodes_ends_with_its_ranks_and_is_followed(site, slurm):
     assert not (cwd / "executed").exists()
 
 
-@pytest.mark.skipif(
-    "BERTLINE_DRILL_FAULTS" not in os.environ,
-    reason="the second start of a requeued job sometimes ends with 1 before it begins, unexplained yet: make drill",
-)
 def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slurm, whole_run):
     cwd = site.new_folder()
     job = submit(site, cwd, "--set", "checkpoint.every_steps=1000")
@@ -63,37 +67,41 @@ def test_a_job_told_to_stop_saves_is_requeued_and_goes_on_bit_for_bit(site, slur
     slurm.wait(job, states=("PENDING",))
     stopped_at = max(losses(metrics))
     assert 3 <= stopped_at < STEPS
-    # On nodes that are still clearing up after the first start, a second one can fail before it has begun.
-    wait_until(
-        lambda: {*site.hosts.run(CONTROLLER, "sinfo", "-h", "-N", "-o", "%T").stdout.split()} == {"idle"},
-        what="the nodes to be free again",
-    )
-    # SLURM holds a requeued job for two minutes; a test does not.
-    wait_until(
-        lambda: (
-            not site.hosts.run(
-                CONTROLLER, "scontrol", "update", f"JobId={job}", "StartTime=now", expect=None
-            ).returncode
-        ),
-        what="SLURM to let the job start",
-    )
+    slurm.start_requeued(job)
     ended = slurm.wait(job, states=("COMPLETED", "FAILED"))
     assert (ended["Restarts"], ended["ExitCode"]) == ("1", "0:0"), site.cluster("logs", "runs/run", cwd=cwd).stdout
     log = site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
     assert f"told to stop: saved step {stopped_at}" in log
     assert f"at step {stopped_at}" in log.partition("told to stop")[2]
-    assert losses(metrics) == losses(whole_run / "metrics.jsonl")
-    last = f"checkpoints/step-{STEPS:08d}"
-    one, other = (CheckpointReader(folder / last).weights() for folder in (cwd / "runs/run", whole_run))
-    assert one.keys() == other.keys()
-    assert all(one[name].equal(other[name]) for name in one)
+    check_same_end(cwd / "runs/run", whole_run)
+
+
+@pytest.mark.skipif(DRILL_FAULTS == 0, reason="a time limit is a minute at least: make drill")
+@pytest.mark.timeout(600)
+def test_a_job_at_its_time_limit_saves_is_requeued_and_goes_on_bit_for_bit(site, slurm, whole_run):
+    cwd = site.new_folder()
+    (cwd / "short.yaml").write_text(f"{PROFILE}grace_s: 50\n")
+    # Saving and evaluating at every step, the run takes longer than what is left of the minute.
+    slow = ("--set", "checkpoint.every_steps=1", "--set", "evaluation.every_steps=1")
+    job = submit(site, cwd, "--profile", "short.yaml", *slow, time="1")
+    metrics = cwd / "runs/run/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(losses(metrics)) >= 3, what="three steps", timeout_s=180)
+    ends = ("COMPLETED", "FAILED", "TIMEOUT", "PENDING")
+    while (ended := slurm.wait(job, states=ends))["JobState"] == "PENDING":
+        slurm.start_requeued(job)
+        slurm.wait(job, states=("RUNNING", "FAILED"))
+    told = site.cluster("logs", "runs/run", cwd=cwd).stdout
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), told
+    assert int(ended["Restarts"]) >= 1
+    assert "told to stop: saved step" in site.cluster("logs", "runs/run", "--rank", 0, cwd=cwd).stdout
+    check_same_end(cwd / "runs/run", whole_run)
 
 
 def test_a_supervised_job_goes_on_without_a_lost_node_inside_its_allocation(site, slurm, whole_run):
     cwd = site.new_folder()
     job = submit(site, cwd, "--restarts", 2)
     metrics = cwd / "runs/run/metrics.jsonl"
-    wait_until(lambda: metrics.exists() and max(losses(metrics), default=0) >= 90, what="ninety steps", timeout_s=180)
+    wait_until(lambda: metrics.exists() and max(losses(metrics), default=0) >= 50, what="fifty steps", timeout_s=180)
     try:
         site.hosts.power_off("node2")
         ended = slurm.wait(job, states=("COMPLETED", "FAILED", "PENDING"))
@@ -108,11 +116,11 @@ def test_a_supervised_job_goes_on_without_a_lost_node_inside_its_allocation(site
     starts = [event for event in read_events(cwd / "runs/run") if event["event"] == "train"]
     assert [event["world_size"] for event in starts] == [2, 1]
     resumed_at = starts[1]["step"]
-    assert resumed_at >= 80
+    assert resumed_at >= 40
     assert sorted(found) == list(range(1, STEPS + 1))
     assert all(found[step] == whole[step] for step in range(1, resumed_at + 1))
     # Beyond some sixty steps any two orders of additions drift apart.
-    assert all(abs(found[step] / whole[step] - 1) < 1e-5 for step in range(resumed_at + 1, resumed_at + 50))
+    assert all(abs(found[step] / whole[step] - 1) < 1e-5 for step in range(resumed_at + 1, min(resumed_at + 50, STEPS)))
     assert ranks_on(site, CONTROLLER) == []
 
 

@@ -7,6 +7,7 @@ import pytest
 from launching import kill_at_step, losses, run, trainer_command
 
 from trainer.checkpoint_files import CheckpointReader
+from trainer.metrics import read_records
 
 
 def weights(run_dir, step):
@@ -36,6 +37,17 @@ def test_dropout_is_on_in_these_runs(whole_run, recipe):
     # Bit-equality would be weaker evidence without it.
     assert "dropout" not in recipe.read_text()
     assert "hidden_dropout: 0.1" in (whole_run / "config.yaml").read_text()
+
+
+def test_every_rank_s_times_are_measured_and_the_slowest_is_named(whole_run):
+    records = [record for record in read_records(whole_run / "metrics.jsonl") if "train/loss" in record]
+    assert len(records) == 24
+    for record in records:
+        forward, step, wait = (record[f"ranks/{name}_s"] for name in ("forward", "step", "data_wait"))
+        assert all(0 < one < whole for one, whole in zip(forward, step, strict=True))
+        assert (len(forward), len(wait), record["ranks/restarts"]) == (2, 2, 0)
+        assert forward[int(record["ranks/slowest"])] == max(forward)
+        assert sum(step) / 2 == pytest.approx(record["time/step_s"], abs=1e-6)
 
 
 # Dropout is drawn by rank, so another layout can only be compared without it.

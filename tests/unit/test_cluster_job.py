@@ -222,6 +222,52 @@ def test_pyxis_and_a_cpu_site_change_the_srun_line(folder: Path, capsys: pytest.
     assert "--gpu-bind" not in text
 
 
+CONTAINERS = {
+    "pyxis": (
+        "--container-image=/i.img --container-mounts={folder}:{folder},/fast:/fast,/d:/d --container-workdir={folder} ",
+        "",
+    ),
+    "apptainer": (
+        "",
+        "apptainer exec --nv --bind {folder}:{folder} --bind /fast:/fast --bind /d:/d --pwd {folder} /i.img ",
+    ),
+}
+
+
+@pytest.mark.parametrize("runtime", CONTAINERS)
+def test_in_containers_the_supervisor_stays_outside_and_its_agents_run_inside(
+    runtime: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("site.yaml").write_text(
+        f"container: {{runtime: {runtime}, image: /i.img, mounts: ['/d:/d']}}\n"
+        "python: /inside/python\nscratch: /fast\nenvironment: {A: b}\n"
+    )
+    asked = ("--profile", "site.yaml", "--set", "data.shards=s3://b/s")
+    text = dry_run(capsys, *SLURM, *asked, "--restarts", "2", "--preflight")
+    script = text.partition('mkdir -p "$logs" || exit 2\n')[2].partition("\ncode=$?")[0]
+    ours = f"{sys.executable} -u -m cluster"
+    job = f"{folder}/recipe.yaml --slurm --procs 4 --profile {folder}/site.yaml --set data.shards=s3://b/s"
+    job += " --set data.cache.folder=/fast/small"
+    assert script == (
+        f"{sys.executable} -c 'import cluster.__main__' || {{ echo 'error: this node has no {sys.executable} with the "
+        "project, which --restarts and --preflight run outside the container; leave them out, or submit from an "
+        "environment that the nodes share' >&2; exit 2; }\n\n"
+        f"{ours} preflight {job} || exit 2\n"
+        f"{ours} supervise {job} --restarts 2 --no-check --no-preflight"
+    )
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
+    told = dry_run(capsys, "supervise", "recipe.yaml", "--slurm", "--procs", "4", *asked)
+    of_srun, before = (part.format(folder=folder) for part in CONTAINERS[runtime])
+    assert told.splitlines()[1] == (
+        "srun --overlap --immediate=10 --nodes=1 --ntasks=1 --nodelist=n1 --unbuffered --cpu-bind=none "
+        f"{of_srun}env A=b {before}/inside/python -m cluster.agent"
+    )
+    # Unasked, nothing runs where only the container is known to be.
+    plain = dry_run(capsys, *SLURM, *asked)
+    assert "-m cluster" not in plain
+    assert "import cluster" not in plain
+
+
 def test_percent_signs_of_a_path_are_no_fields_of_slurm(capsys: pytest.CaptureFixture[str]) -> None:
     assert "/50%%j/small/logs/batch-%j.log" in dry_run(capsys, *SLURM, "--set", "runs_dir=50%j")
 
@@ -244,6 +290,8 @@ DEEPSPEED = ("deepspeed", "recipe.yaml")
         ("a slots=0\n", "hosts:1: a has slots=0; give it at least 1 or remove the line"),
         ("a slots=two\n", "hosts:1: 'a slots=two' is not of the form NAME slots=N"),
         ("a\n", "hosts:1: 'a' is not of the form NAME slots=N"),
+        ("a slots=２\n", "hosts:1: 'a slots=２' is not of the form NAME slots=N"),
+        ("a slots=" + 5000 * "9", "is not of the form NAME slots=N"),
         ("-oProxyCommand=x slots=1\n", "hosts:1: '-oProxyCommand=x slots=1' is not of the form"),
         ("a;reboot slots=1\n", "hosts:1: 'a;reboot slots=1' is not of the form"),
         ("a slots=2 extra\n", "hosts:1: 'a slots=2 extra' is not of the form"),
@@ -272,13 +320,12 @@ def test_a_wrong_hostfile_is_refused(text: str, message: str, capsys: pytest.Cap
         (("local", "recipe.yaml", "--procs", "2", "--profile", "dgx_h100"), "sets cpus_per_task, sbatch, scratch, con"),
         ((*SLURM[:-1], "soon"), "--time soon: not a time as SLURM writes it"),
         ((*SLURM[:-1], "0"), "--time 0: not a time"),
+        ((*SLURM[:-1], "5\n"), "--time 5 : not a time"),
+        ((*SLURM[:-1], "٣"), "--time ٣: not a time"),
+        ((*SLURM, "--partition", "big\n"), "not the name of a partition"),
         ((*SLURM, "--partition", "a b"), "--partition 'a b': not the name of a partition"),
         ((*SLURM, "--continuations", "0"), "--continuations 0 must be at least 1"),
         ((*SLURM, "--restarts", "-1"), "--restarts -1 must be at least 0"),
-        (
-            (*SLURM, "--profile", "dgx_h100", "--restarts", "1"),
-            "`cluster supervise` runs outside the profile's container",
-        ),
         (("supervise", "demo", "--slurm", "--procs", "2"), "SLURM_JOB_NODELIST is not set: this is no SLURM job"),
         (("supervise", "demo", "--slurm", "--restarts", "-1"), "--restarts -1 must be at least 0"),
         (("supervise", "demo", "--hostfile", "x", "--procs", "2"), "--procs belongs to --slurm"),
@@ -317,7 +364,17 @@ def test_mpichs_mpirun_which_hides_failures_is_refused(folder: Path, capsys: pyt
     assert "mpirun is not Open MPI's (HYDRA build" in mistake(capsys, "mpi", "recipe.yaml", *named, "-n", "2")
 
 
-@pytest.mark.parametrize("name", ["a b", "a;touch x", "$(touch x)"])
+@pytest.mark.parametrize("text", ["garbage\n", "{}\n", '{"job_id": "--user=root"}\n', '{"job_id": "1; x"}\n', ""])
+@pytest.mark.parametrize("command", ["status", "cancel"])
+def test_a_damaged_list_of_jobs_is_named_and_nothing_of_it_reaches_slurm(
+    command: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run").mkdir()
+    Path("run/jobs.jsonl").write_text(text)
+    assert "run/jobs.jsonl: the last line names no job" in mistake(capsys, command, "run")
+
+
+@pytest.mark.parametrize("name", ["a b", "a;touch x", "$(touch x)", "a\n"])
 def test_deepspeed_over_ssh_refuses_a_folder_that_a_shell_would_read(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,3 +82,10 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
         job.stdout.close()
         assert job.stderr.read() == b""
     assert job.returncode == 0
+
+
+def test_a_log_on_a_full_disk_takes_no_line_and_the_exit_code_stays() -> None:
+    body = "from trainer.errors import UserError, print_error; raise SystemExit(print_error(UserError('full')))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", body], stderr=full, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 2

@@ -66,6 +66,8 @@ LEVELS = (
         "trainer.ema",
         "trainer.layer_norms",
         "trainer.nonfinite",
+        "trainer.forward_timer",
+        "trainer.rank_health",
         "trainer.spikes",
         "trainer.checkpoint_files",
         "trainer.checkpoint",

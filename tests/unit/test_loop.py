@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -78,6 +79,24 @@ def test_what_is_due_is_logged_evaluated_and_saved(
     assert run.checkpoints.best_step() == best[0]
     assert (run.state.step, run.state.applied_steps) == (7, 7)
     assert records(tmp_path, "train/tokens")[7] == run.state.tokens > 0
+
+
+def test_a_logging_step_sums_over_ranks_twice_and_other_steps_never_for_their_figures(
+    tiny_recipe: Path, shards: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[str] = []
+    all_reduce = torch.distributed.all_reduce
+
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        callers.append(sys._getframe(1).f_code.co_name)
+        return all_reduce(*arguments, **settings)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", noted)
+    settings = ["train.steps=5", "train.log_every_steps=2", "evaluation=null", "checkpoint.every_steps=5"]
+    train(tiny_recipe, shards, runtime, tmp_path, *settings)
+    # Steps 2, 4 and 5; tokens are summed up once more where the run is saved.
+    assert (callers.count("_log"), callers.count("_collect_tokens")) == (3, 4)
+    assert records(tmp_path, "ranks/restarts") == {2: 0.0, 4: 0.0, 5: 0.0}
 
 
 def test_the_learning_rate_follows_the_schedule(

@@ -39,6 +39,15 @@ def test_a_figure_that_is_no_number_is_null_for_json_has_none(tmp_path):
     assert "NaN" not in (tmp_path / METRICS_FILE).read_text()
 
 
+def test_a_figure_of_every_rank_is_a_list_on_disk_and_a_curve_a_rank_in_tensorboard(tmp_path):
+    with MetricsWriter(tmp_path, is_main=True, resume_step=0) as writer:
+        writer.write({"ranks/step_s": [0.5, math.nan]}, step=1, applied_steps=1)
+    assert read_records(tmp_path / METRICS_FILE)[0]["ranks/step_s"] == [0.5, None]
+    events = EventAccumulator(str(tmp_path / TENSORBOARD_DIR))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["ranks/step_s/0000", "ranks/step_s/0001"]
+
+
 def test_resuming_writes_no_step_twice(tmp_path):
     write_steps(tmp_path, range(1, 8))
     write_steps(tmp_path, range(5, 9), resume_step=4, loss=2.0)

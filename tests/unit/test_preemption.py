@@ -3,12 +3,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Commands
 
+from trainer.__main__ import main
+from trainer.commands.arguments import hold_stop_signal
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter, read_records
 from trainer.preemption import Preemption, StoppedEarly
@@ -118,3 +122,37 @@ def test_all_ranks_stop_at_the_step_at_which_one_was_told(commands: Commands, tm
     program.write_text(PROGRAM)
     ended = commands.run_ranks(cwd=tmp_path, ranks=2, program=program)
     assert [(done.code, done.out) for done in ended] == [(75, "stopped at 3\n")] * 2
+
+
+@pytest.fixture
+def own_signal_mask() -> Iterator[None]:
+    """The test may change which signals wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.mark.usefixtures("own_signal_mask")
+def test_a_signal_that_comes_while_the_run_is_set_up_is_answered_at_the_first_poll(runtime: Runtime) -> None:
+    hold_stop_signal()
+    # To this thread: threads that other tests have started do not hold it back, as a command's own would.
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+    with Preemption(runtime) as preemption, pytest.raises(StoppedEarly):
+        preemption.poll()
+    assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.usefixtures("own_signal_mask")
+@pytest.mark.parametrize(("command", "recipe"), [("pretrain", "demo"), ("finetune", "movie_sentiment")])
+def test_the_signal_waits_from_the_start_of_a_training_command(
+    command: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[bool] = []
+
+    def stop_at_once(config: Any, *, resume: str) -> bool:
+        waiting.append(signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return False
+
+    monkeypatch.setattr(f"trainer.{command}.{command}", stop_at_once)
+    assert main([command, recipe]) == 75
+    assert waiting == [True]

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.__main__ import main
 from cluster.report import summary, write_report
+from cluster.report_ranks import rank_table
 from trainer.errors import UserError
 from trainer.events import append_event, read_events
 
@@ -39,6 +42,29 @@ def test_a_page_tells_every_event_and_shows_a_picture(tmp_path: Path, capsys: py
     assert "<td>6.0 s</td><td>fault</td><td>why rank &lt;1&gt; was killed</td>" in page
     assert 'src="data:image/png;base64,iVBORw0KGgo' in page
     assert "rank <1>" not in page
+
+
+def rank_record(time_s: float, *forward_s: float, slowest: int) -> dict[str, Any]:
+    rest = {"ranks/step_s": [0.5] * len(forward_s), "ranks/data_wait_s": [0.001] * len(forward_s)}
+    return {"time_s": time_s, "step": 1, "ranks/forward_s": list(forward_s), "ranks/slowest": float(slowest), **rest}
+
+
+def test_the_slowest_rank_of_the_last_start_is_named_with_its_host() -> None:
+    starts = [{"time_s": 1.0, "event": "train", "step": 0, "hosts": ["x", "y", "z"]}]
+    starts += [{"time_s": 5.0, "event": "train", "step": 3, "hosts": ["a", "<b>"]}]
+    records = [rank_record(2.0, 0.9, 0.1, 0.1, slowest=0), rank_record(6.0, 0.1, 0.2, slowest=1)]
+    records += [rank_record(7.0, 0.1, 0.3, slowest=1), rank_record(8.0, 0.5, 0.4, slowest=0)]
+    table = rank_table(starts, records)
+    assert table.startswith("<p>The slowest rank since the last start is rank 1 on &lt;b&gt;.</p>")
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in table.splitlines()[2:]]
+    assert cells == [
+        ["1", "&lt;b&gt;", "500.0", "300.0", "1.0", "2 of 3"],
+        ["0", "a", "500.0", "100.0", "1.0", "1 of 3"],
+    ]
+    assert "is rank 29 on ?; 10 more ranks are not shown.</p>" in rank_table(
+        [], [rank_record(1.0, *([0.1] * 30), slowest=29)]
+    )
+    assert rank_table(starts, METRICS) == ""
 
 
 def test_one_line_sums_up() -> None:

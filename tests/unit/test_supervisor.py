@@ -107,8 +107,11 @@ def test_the_killed_rank_is_named_even_when_another_was_first_to_end() -> None:
 
 
 def test_a_mistake_of_all_ranks_is_not_tried_again() -> None:
-    code, events = supervise("sys.exit(2)")
+    # All ranks meet it, one tells of it.
+    body = "if rank == 1: print('error: no such shards')\nprint('another line'); sys.exit(2)"
+    code, events = supervise(body)
     assert (code, named(events)) == (2, ["start", "end"])
+    assert events[1]["why"] == "all ranks refused: no such shards"
 
 
 def test_ranks_that_lost_each_other_without_a_death_start_again() -> None:
@@ -145,6 +148,28 @@ def test_told_to_stop_it_tells_the_ranks_and_ends_with_their_code() -> None:
     code, events = supervise(body)
     teller.join()
     assert (code, named(events)) == (75, ["start", "end"])
+
+
+def test_a_run_outlives_the_reader_of_its_lines_and_its_exit_code_stays_true() -> None:
+    spec_of(slots=2, body="sys.exit(1 if attempt == 1 else 2)")
+    program = f"""
+import sys
+from pathlib import Path
+from cluster.commands.supervise import say
+from cluster.hostfile import Host
+from cluster.job import describe_job
+from cluster.supervisor import Supervisor
+spec = describe_job("recipe.yaml", overrides=[], profile="site.yaml", processes=[2], workdir=Path.cwd())
+sys.exit(Supervisor(spec, [Host("a", 2)], connect=lambda host: {AGENT}, restarts=2, report=say).run())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        job.stdout.close()
+        assert job.stderr.read() == b""
+    assert job.returncode == 2
+    events = [json.loads(line) for line in Path("runs/small/events.jsonl").read_text().splitlines()]
+    assert named(events) == ["start", "fault", "restart", "start", "end"]
 
 
 def test_a_lost_host_is_left_out_and_the_run_goes_on_with_fewer_ranks() -> None:

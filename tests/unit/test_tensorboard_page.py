@@ -33,6 +33,12 @@ def charts(**settings):
         ("memory/peak_gib", "memory, at most (GiB)"),
         ("layers/weight_norm/layer_00", "norms of weights"),
         ("layers/moment_norm/head", "norms of first moments"),
+        ("ranks/step_s/0003", "a step (s)"),
+        ("ranks/forward_s/0003", "forward pass of a micro-batch (s)"),
+        ("ranks/data_wait_s/0003", "waiting for data, each rank (s)"),
+        ("ranks/slowest", "slowest rank"),
+        ("ranks/slowest_over_median", "its forward pass over the median"),
+        ("ranks/restarts", "restarts"),
         ("train/tokens", None),
     ],
 )
@@ -49,7 +55,7 @@ def test_the_layout_is_on_disk_with_the_run(tmp_path):
     MetricsWriter(tmp_path, is_main=True, resume_step=0).close()
     event = reload(tmp_path).Tensors("custom_scalars__config__")[0]
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == ["Learning", "Machine"]
+    assert [category.title for category in layout.category] == ["Learning", "Machine", "Ranks"]
     loss = layout.category[0].chart[0]
     assert (loss.title, list(loss.multiline.tag)) == (
         "loss, trained and held out (nats)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,6 +38,14 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: go on from the newest whole checkpoint of the run folder, if any; never: refuse if there is one",
     )
+
+
+def hold_stop_signal() -> None:
+    """Have a scheduler's SIGUSR2 wait until the run can answer it (`trainer.preemption`), instead of killing it.
+
+    Called before PyTorch is loaded, which takes seconds. SIGTERM still ends a run that has nothing to save yet.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from trainer.commands.arguments import Commands, add_recipe, add_resume
+from trainer.commands.arguments import Commands, add_recipe, add_resume, hold_stop_signal
 from trainer.errors import REQUEUE_EXIT_CODE
 from trainer.recipe import load_finetune_recipe
 
@@ -18,6 +18,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    hold_stop_signal()
     config = load_finetune_recipe(options.recipe, overrides=options.overrides)
     from trainer.finetune import finetune
 
