@@ -86,7 +86,7 @@ class Seq2Seq(ABC):
         rules = WritingRules(self.tokenizer.cls_id, self.tokenizer.sep_id, self._target_length - 1)
         head = Seq2SeqHead(self._config, config, rules=rules)
         model = TaskModel(config, head, term=self.term)
-        head.share_words(model.encoder.embeddings.word)
+        head.share_words(model.encoder.word)
         return model
 
     def prediction(self, record: Record, outputs: Outputs) -> Prediction:
