@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config import ModelConfig, RunConfig, TokenizerConfig
-from trainer.strict_model import PositiveInt, StrictModel
-
-Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+from trainer.matching_config import QuestionAnsweringConfig
+from trainer.strict_model import Dropout, PositiveInt, StrictModel
 
 
 class StartConfig(StrictModel):
@@ -103,18 +102,19 @@ class SegmentationConfig(StrictModel):
 
 
 TaskConfig = Annotated[
-    ClassificationConfig | TaggingConfig | SegmentationConfig,
+    ClassificationConfig | TaggingConfig | SegmentationConfig | QuestionAnsweringConfig,
     Field(discriminator="name"),
 ]
 
 
 class TaskDataConfig(StrictModel):
-    """The labelled files, by suffix .tsv, .csv, .jsonl, .parquet, .conll or .txt, each also .gz.
+    """The labelled files, by suffix .tsv, .csv, .jsonl, .parquet, .conll, .txt or (SQuAD) .json, each also .gz.
 
     columns: the columns' names where a tsv or csv file has no header line.
     max_length: tokens of a sequence, [CLS] and [SEP] included.
     overlong: what happens to longer ones. `cut` keeps the beginning (of a pair, of the longer text first); a tagged
-    sentence is split between words instead, so that no tag is lost. `refuse` ends with the line's number.
+    sentence is split between words instead, so that no tag is lost, and a context becomes several windows. `refuse`
+    ends with the line's number.
     """
 
     train: str
@@ -180,6 +180,8 @@ class FineTuneConfig(RunConfig):
                 f"data.max_length={self.data.max_length} is longer than start.model.max_positions="
                 f"{self.start.model.max_positions}; raise the latter or shorten the sequences"
             )
+        if isinstance(self.task, QuestionAnsweringConfig):
+            self.task.check_length(self.data.max_length)
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds names a seed twice")
         return self

@@ -83,5 +83,5 @@ def describe_examples(part: str, records: Sequence[Record], examples: Sequence[E
         lost = sum(example.cut_tokens for example in cut)
         text += f"; {len(cut):,} longer than {max_length} were cut, {lost:,} tokens left out"
     if split := len(examples) - len(records):
-        text += f"; sentences longer than {max_length} were split into {split:,} more sequences"
+        text += f"; what was longer than {max_length} was split into {split:,} more sequences"
     return text

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
+from letter_tokenizer import LetterTokenizer
 
-from data_pipeline.tokenizer import Int32Array
 from trainer.errors import UserError
 from trainer.finetune_config import ClassificationConfig, SegmentationConfig, TaggingConfig, TaskDataConfig
 from trainer.task_evaluate import length_batches
@@ -17,18 +15,6 @@ from trainer.tasks.loader import ExampleLoader, ExampleOrder, deal
 from trainer.tasks.segmentation import Segmentation
 from trainer.tasks.tag_schemes import bmes_of_words, find_break, words_of_bmes
 from trainer.tasks.tagging import Tagging
-
-
-class LetterTokenizer:
-    """A token for each letter: its place in the alphabet from 10."""
-
-    vocab_size, unk_id, cls_id, sep_id = 40, 1, 2, 3
-
-    def encode(self, texts: Sequence[str]) -> list[Int32Array]:
-        return [np.array([ord(c) - 87 for c in text if c != " "], dtype=np.int32) for text in texts]
-
-    def encode_words(self, words: Sequence[str]) -> list[Int32Array]:
-        return self.encode(words)
 
 
 def data(**settings: object) -> TaskDataConfig:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
+from trainer.matching_config import QuestionAnsweringConfig
 from trainer.tasks.classification import Classification, weights_of
 from trainer.tasks.classification_records import ClassificationReader
 from trainer.tasks.classification_scores import require_sklearn
 from trainer.tasks.examples import Record
+from trainer.tasks.question_answering import QuestionAnswering
+from trainer.tasks.question_records import QuestionReader
 from trainer.tasks.segmentation import Segmentation, SegmentationReader
 from trainer.tasks.tagging import Tagging, require_seqeval
 from trainer.tasks.tagging_records import TaggingReader
@@ -22,14 +25,18 @@ def reader_for(config: FineTuneConfig) -> RecordReader:
         return ClassificationReader(task, config.data)
     if isinstance(task, TaggingConfig):
         return TaggingReader(task, config.data)
+    if isinstance(task, QuestionAnsweringConfig):
+        return QuestionReader(task, config.data)
     return SegmentationReader(task, config.data)
 
 
 def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]:
-    """The records' texts as a tokenizer learns from them: each text of a pair, each sentence whole."""
+    """The records' texts as a tokenizer learns from them: texts of pairs, contexts once each, sentences whole."""
     task = config.task
     if isinstance(task, ClassificationConfig):
         return (text for record in records for text in record.inputs)
+    if isinstance(task, QuestionAnsweringConfig):
+        return iter(dict.fromkeys(text for record in records for text in record.inputs))
     blank = " " if isinstance(task, TaggingConfig) and task.unit == "word" else ""
     return (blank.join(record.inputs) for record in records)
 
@@ -45,6 +52,8 @@ def learn_task(config: FineTuneConfig, records: Sequence[Record]) -> Task:
     if isinstance(task, TaggingConfig):
         require_seqeval()
         return Tagging(task, config.data, labels=Tagging.find_labels(task, records))
+    if isinstance(task, QuestionAnsweringConfig):
+        return QuestionAnswering(task, config.data)
     return Segmentation(task, config.data)
 
 
@@ -55,4 +64,6 @@ def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
         return Classification(task, config.data, labels=labels)
     if isinstance(task, TaggingConfig):
         return Tagging(task, config.data, labels=labels)
+    if isinstance(task, QuestionAnsweringConfig):
+        return QuestionAnswering(task, config.data)
     return Segmentation(task, config.data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Example:
     record: number of the record it comes from; a long sentence gives several examples, one after the other.
     rows: positions whose hidden state the head reads. predictions: how many it makes from them.
     targets: [predictions, ...]; None when they are to be predicted. cut_tokens: how many of the text were left out.
+    known: [predictions, ...] by name, what stands among the model's outputs without going through the model.
     """
 
     record: int
@@ -45,6 +46,7 @@ class Example:
     predictions: int
     targets: npt.NDArray[Any] | None
     cut_tokens: int = 0
+    known: Outputs = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -123,7 +125,7 @@ def join_outputs(outputs: Sequence[Outputs], examples: Sequence[Example]) -> lis
     for output, example in zip(outputs, examples, strict=True):
         if example.record != previous:
             of_records.append([])
-        of_records[-1].append(output)
+        of_records[-1].append({**output, **example.known})
         previous = example.record
     return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in of_records]
 

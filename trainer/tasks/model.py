@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -20,16 +21,16 @@ class Predicted(NamedTuple):
     outputs: dict[str, Tensor]
 
 
-class TaskHead(nn.Module):
+class TaskHead(nn.Module, ABC):
     """What a task puts on the encoder."""
 
+    @abstractmethod
     def loss(self, hidden: Tensor, row_counts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss, and number of predictions, from [R, hidden] states and [examples] row counts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self, hidden: Tensor, row_counts: Tensor) -> dict[str, Tensor]:
         """What is predicted, by name, each [predictions, ...]."""
-        raise NotImplementedError
 
 
 class TaskModel(nn.Module):
