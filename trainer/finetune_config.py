@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainer.config import ModelConfig, RunConfig, TokenizerConfig
-from trainer.matching_config import QuestionAnsweringConfig
+from trainer.matching_config import MultipleChoiceConfig, QuestionAnsweringConfig, RankingConfig
 from trainer.strict_model import Dropout, PositiveInt, StrictModel
 
 
@@ -102,7 +102,12 @@ class SegmentationConfig(StrictModel):
 
 
 TaskConfig = Annotated[
-    ClassificationConfig | TaggingConfig | SegmentationConfig | QuestionAnsweringConfig,
+    ClassificationConfig
+    | TaggingConfig
+    | SegmentationConfig
+    | QuestionAnsweringConfig
+    | MultipleChoiceConfig
+    | RankingConfig,
     Field(discriminator="name"),
 ]
 

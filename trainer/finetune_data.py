@@ -12,8 +12,9 @@ from trainer.finetune_config import FineTuneConfig
 from trainer.runtime import Runtime, on_main
 from trainer.task_evaluate import TaskEvaluation
 from trainer.task_start import Start, open_start, prepare_tokenizer, with_dropout
-from trainer.tasks.choose import learn_task, reader_for, texts_of
+from trainer.tasks.choose import learn_task, reader_for, texts_of, training_rows
 from trainer.tasks.examples import Example, Record
+from trainer.tasks.rows import TrainingRows
 from trainer.tasks.task import Task
 from trainer.tasks.text_tokenizer import TextTokenizer, load_texts
 
@@ -25,7 +26,7 @@ class TaskData:
     task: Task
     start: Start | None
     model: ModelConfig
-    examples: list[Example]
+    rows: TrainingRows
     validation: TaskEvaluation
 
 
@@ -43,7 +44,7 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
     texts = texts_of(config, records)
     tokenizer = load_texts(on_main(runtime, lambda: prepare_tokenizer(start, config=config, texts=texts)))
     model = resolve_model(config, start, tokenizer=tokenizer)
-    examples = task.examples(records, tokenizer)
+    rows = training_rows(config, task, records, tokenizer)
     validation = TaskEvaluation(
         task,
         held_out,
@@ -53,9 +54,9 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
         dp_rank=runtime.topology.dp_rank,
         dp_world_size=runtime.topology.dp_world_size,
     )
-    report(describe_examples("training", records, examples, max_length=files.max_length))
+    report(describe_examples("training", records, rows.examples, max_length=files.max_length))
     report(describe_examples("validation", held_out, validation.examples, max_length=files.max_length))
-    return TaskData(task, start, model, examples, validation)
+    return TaskData(task, start, model, rows, validation)
 
 
 def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: TextTokenizer) -> ModelConfig:
@@ -79,9 +80,9 @@ def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: Tex
 def describe_examples(part: str, records: Sequence[Record], examples: Sequence[Example], *, max_length: int) -> str:
     """How many records there are and what became of those longer than a sequence: nothing is dropped unsaid."""
     text = f"{len(records):,} {part} records, {sum(map(len, examples)):,} tokens"
+    if len(examples) != len(records):
+        text += f" in {len(examples):,} sequences"
     if cut := [example for example in examples if example.cut_tokens]:
         lost = sum(example.cut_tokens for example in cut)
         text += f"; {len(cut):,} longer than {max_length} were cut, {lost:,} tokens left out"
-    if split := len(examples) - len(records):
-        text += f"; what was longer than {max_length} was split into {split:,} more sequences"
     return text

@@ -1,8 +1,10 @@
-"""The task sections of a recipe that hold one text against others: answers in a context."""
+"""The task sections of a recipe that hold texts against each other: answers in a context, choices, rankings."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from trainer.strict_model import Dropout, PositiveInt, StrictModel
 
@@ -42,3 +44,46 @@ class QuestionAnsweringConfig(StrictModel):
                 f"{QUESTION_FRAME} leaves room for {room} context tokens, and task.stride={self.stride} steps over "
                 "some; raise the first or lower the others"
             )
+
+
+class MultipleChoiceConfig(StrictModel):
+    """Which of several options goes with a question (Zellers et al. 2018).
+
+    options: a column that holds a list, or the columns that hold one option each. label: the column with the number of
+    the right one, counted from 0.
+    """
+
+    name: Literal["multiple_choice"] = "multiple_choice"
+    question: str = "question"
+    options: str | Annotated[list[str], Field(min_length=2)] = "options"
+    label: str = "label"
+    dropout: Dropout = 0.1
+
+
+class RankingConfig(StrictModel):
+    """Documents in the order in which they fit a query, each read together with it (Nogueira and Cho 2019).
+
+    query, document: columns of the labelled files; each record is a query and the document that belongs to it.
+    documents: the column of a file for `predict` that holds the list of documents to be ranked.
+    negatives: so many documents of other records stand beside the right one in a training row, drawn anew each epoch.
+    candidates: so many documents, the right one among them, a labelled query is scored on, always the same.
+    recall_at: for which lengths of the list's head the share of queries is told whose document is in it.
+    """
+
+    name: Literal["ranking"] = "ranking"
+    query: str = "query"
+    document: str = "document"
+    documents: str = "documents"
+    negatives: PositiveInt = 4
+    candidates: Annotated[int, Field(ge=2)] = 20
+    recall_at: Annotated[list[PositiveInt], Field(min_length=1)] = Field(default_factory=lambda: [1, 5])
+    dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _recall_is_within_the_candidates(self) -> RankingConfig:
+        if max(self.recall_at) >= self.candidates:
+            raise ValueError(
+                f"task.recall_at={max(self.recall_at)} is always 1 among task.candidates={self.candidates}; lower the "
+                "first or raise the second"
+            )
+        return self

@@ -85,6 +85,7 @@ class TaskEvaluation:
             for record, of_record in zip(self._records, join_outputs(outputs, self.examples), strict=True)
         ]
         values = dict(self._task.metrics(self._records, predictions))
+        loss = values.pop("loss", loss)
         return TaskResult(loss, values, self._metric, self._metric in self._task.lower_is_better)
 
 

@@ -107,3 +107,18 @@ def write_questions(folder: Path) -> None:
             paragraphs.append({"context": " ".join(words), "qas": qas})
         content = {"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs}]}
         (folder / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_pairs(folder: Path) -> None:
+    """train.jsonl, dev.jsonl and test.jsonl: a word and a text that holds it, to be matched, ranked or chosen."""
+    for number, (part, count) in enumerate({"train": 48, "dev": 16, "test": 16}.items()):
+        generator = random.Random(number)
+        lines = []
+        for _ in range(count):
+            word, *others = generator.sample((*GOOD, *BAD), 3)
+            texts = [" ".join([generator.choice(PLAIN), other, generator.choice(PLAIN)]) for other in (word, *others)]
+            label = generator.randrange(3)
+            options = [*texts[1 : label + 1], texts[0], *texts[label + 1 :]]
+            pair = {"query": word, "document": texts[0], "first": word, "second": texts[0]}
+            lines.append(json.dumps({"question": word, "options": options, "label": label, **pair}))
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

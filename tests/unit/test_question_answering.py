@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over contexts some of which hold the good word that is asked for, and longer than a window."""
     folder = tmp_path_factory.mktemp("questions")
     write_questions(folder)
-    return write_recipe(folder, task=TASK, suffix="json", pieces=44)
+    return write_recipe(folder, task=TASK, suffix="json", pieces=36)
 
 
 SETTINGS = ["data.max_length=24", "optimizer.learning_rate=2e-2", "train.global_batch_size=16"]
@@ -231,7 +232,7 @@ def test_it_learns_to_answer_and_predicts_characters_of_the_text(
     recipe: Path, runtime: Runtime, tmp_path: Path
 ) -> None:
     told = train(recipe, runtime, tmp_path, "train.epochs=16", "evaluation.every_steps=48")
-    assert any("; what was longer than 24 was split into" in line for line in told), told
+    assert re.match(r"48 training records, [\d,]+ tokens in \d\d+ sequences$", told[0]), told
     scores = json.loads((tmp_path / "tiny/scores.json").read_text())["parts"]["test"]
     assert scores["f1"] > 0.9, scores
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

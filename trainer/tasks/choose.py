@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
-from trainer.matching_config import QuestionAnsweringConfig
+from trainer.matching_config import MultipleChoiceConfig, QuestionAnsweringConfig, RankingConfig
 from trainer.tasks.classification import Classification, weights_of
 from trainer.tasks.classification_records import ClassificationReader
 from trainer.tasks.classification_scores import require_sklearn
 from trainer.tasks.examples import Record
+from trainer.tasks.multiple_choice import MultipleChoice, MultipleChoiceReader
 from trainer.tasks.question_answering import QuestionAnswering
 from trainer.tasks.question_records import QuestionReader
+from trainer.tasks.ranking import Ranking, RankingReader
+from trainer.tasks.rows import TrainingRows
 from trainer.tasks.segmentation import Segmentation, SegmentationReader
 from trainer.tasks.tagging import Tagging, require_seqeval
 from trainer.tasks.tagging_records import TaggingReader
 from trainer.tasks.task import RecordReader, Task
+from trainer.tasks.text_tokenizer import TextTokenizer
 
 
 def reader_for(config: FineTuneConfig) -> RecordReader:
@@ -27,15 +31,19 @@ def reader_for(config: FineTuneConfig) -> RecordReader:
         return TaggingReader(task, config.data)
     if isinstance(task, QuestionAnsweringConfig):
         return QuestionReader(task, config.data)
+    if isinstance(task, MultipleChoiceConfig):
+        return MultipleChoiceReader(task, config.data)
+    if isinstance(task, RankingConfig):
+        return RankingReader(task, config.data)
     return SegmentationReader(task, config.data)
 
 
 def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]:
-    """The records' texts as a tokenizer learns from them: texts of pairs, contexts once each, sentences whole."""
+    """The records' texts as a tokenizer learns from them: texts of pairs, sentences whole, what is shared once."""
     task = config.task
     if isinstance(task, ClassificationConfig):
         return (text for record in records for text in record.inputs)
-    if isinstance(task, QuestionAnsweringConfig):
+    if isinstance(task, QuestionAnsweringConfig | MultipleChoiceConfig | RankingConfig):
         return iter(dict.fromkeys(text for record in records for text in record.inputs))
     blank = " " if isinstance(task, TaggingConfig) and task.unit == "word" else ""
     return (blank.join(record.inputs) for record in records)
@@ -52,9 +60,7 @@ def learn_task(config: FineTuneConfig, records: Sequence[Record]) -> Task:
     if isinstance(task, TaggingConfig):
         require_seqeval()
         return Tagging(task, config.data, labels=Tagging.find_labels(task, records))
-    if isinstance(task, QuestionAnsweringConfig):
-        return QuestionAnswering(task, config.data)
-    return Segmentation(task, config.data)
+    return known_task(config, ())
 
 
 def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
@@ -66,4 +72,17 @@ def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
         return Tagging(task, config.data, labels=labels)
     if isinstance(task, QuestionAnsweringConfig):
         return QuestionAnswering(task, config.data)
+    if isinstance(task, MultipleChoiceConfig):
+        return MultipleChoice(task, config.data)
+    if isinstance(task, RankingConfig):
+        return Ranking(task, config.data)
     return Segmentation(task, config.data)
+
+
+def training_rows(
+    config: FineTuneConfig, task: Task, records: Sequence[Record], tokenizer: TextTokenizer
+) -> TrainingRows:
+    """What the training records are to the loader; UserError where one is refused."""
+    if isinstance(task, MultipleChoice | Ranking):
+        return task.training_rows(records, tokenizer, seed=config.seed)
+    return TrainingRows(task.examples(records, tokenizer))

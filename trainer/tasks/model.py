@@ -26,7 +26,7 @@ class TaskHead(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, hidden: Tensor, row_counts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss, and number of predictions, from [R, hidden] states and [examples] row counts."""
+        """Summed loss, and number of predictions, from [R, hidden] states and a batch's row counts."""
 
     @abstractmethod
     def outputs(self, hidden: Tensor, row_counts: Tensor) -> dict[str, Tensor]:
