@@ -6,8 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from trainer.augmentation_config import TaskAugmentationConfig
 from trainer.config import ModelConfig, RunConfig, TokenizerConfig
-from trainer.matching_config import MultipleChoiceConfig, QuestionAnsweringConfig, RankingConfig
+from trainer.matching_config import (
+    MultipleChoiceConfig,
+    QuestionAnsweringConfig,
+    RankingConfig,
+    SentenceEmbeddingConfig,
+)
 from trainer.strict_model import Dropout, PositiveInt, StrictModel
 
 
@@ -107,7 +113,8 @@ TaskConfig = Annotated[
     | SegmentationConfig
     | QuestionAnsweringConfig
     | MultipleChoiceConfig
-    | RankingConfig,
+    | RankingConfig
+    | SentenceEmbeddingConfig,
     Field(discriminator="name"),
 ]
 
@@ -120,6 +127,7 @@ class TaskDataConfig(StrictModel):
     overlong: what happens to longer ones. `cut` keeps the beginning (of a pair, of the longer text first); a tagged
     sentence is split between words instead, so that no tag is lost, and a context becomes several windows. `refuse`
     ends with the line's number.
+    augmentation: training rows are disturbed anew in every epoch; of questions with a context the question alone.
     """
 
     train: str
@@ -128,6 +136,7 @@ class TaskDataConfig(StrictModel):
     columns: Annotated[list[str], Field(min_length=1)] | None = None
     max_length: Annotated[int, Field(ge=8)] = 128
     overlong: Literal["cut", "refuse"] = "cut"
+    augmentation: TaskAugmentationConfig | None = None
 
 
 class TaskTrainConfig(StrictModel):
@@ -187,6 +196,9 @@ class FineTuneConfig(RunConfig):
             )
         if isinstance(self.task, QuestionAnsweringConfig):
             self.task.check_length(self.data.max_length)
+        if isinstance(self.task, SentenceEmbeddingConfig):
+            sizes = self.train.model_dump(include={"global_batch_size", "micro_batch_size"})
+            self.task.check_batches(**sizes)
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds names a seed twice")
         return self

@@ -1,4 +1,4 @@
-"""The task sections of a recipe that hold texts against each other: answers in a context, choices, rankings."""
+"""The task sections of a recipe that hold texts against each other: answers, choices, rankings, embeddings."""
 
 from __future__ import annotations
 
@@ -87,3 +87,31 @@ class RankingConfig(StrictModel):
                 "first or raise the second"
             )
         return self
+
+
+class SentenceEmbeddingConfig(StrictModel):
+    """A vector for each text, learnt from pairs of texts that belong together (Reimers and Gurevych 2019).
+
+    first, second: columns of the labelled files. score: the column of validation and test file that says how alike a
+    pair is, which is then scored by correlation, else by how well the first text finds the second.
+    text: the column of a file for `predict`.
+    group_size: the second texts of so many rows, one after the other in the order of training, are each other's
+    negatives, in whatever layout; it divides both batch sizes. temperature: what cosines are divided by.
+    """
+
+    name: Literal["sentence_embedding"] = "sentence_embedding"
+    first: str = "first"
+    second: str = "second"
+    score: str | None = None
+    text: str = "text"
+    group_size: Annotated[int, Field(ge=2)] = 16
+    temperature: Annotated[float, Field(gt=0.0)] = 0.05
+
+    def check_batches(self, *, global_batch_size: int, micro_batch_size: int) -> None:
+        """ValueError where a group would be cut by a batch's end."""
+        for name, size in (("global_batch_size", global_batch_size), ("micro_batch_size", micro_batch_size)):
+            if size % self.group_size:
+                raise ValueError(
+                    f"train.{name}={size} is not divisible by task.group_size={self.group_size}, whose rows stay "
+                    f"together; use {-(-size // self.group_size) * self.group_size}"
+                )

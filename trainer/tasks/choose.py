@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
-from trainer.matching_config import MultipleChoiceConfig, QuestionAnsweringConfig, RankingConfig
+from trainer.matching_config import (
+    MultipleChoiceConfig,
+    QuestionAnsweringConfig,
+    RankingConfig,
+    SentenceEmbeddingConfig,
+)
+from trainer.tasks.augment import augmented
 from trainer.tasks.classification import Classification, weights_of
 from trainer.tasks.classification_records import ClassificationReader
 from trainer.tasks.classification_scores import require_sklearn
+from trainer.tasks.embedding_records import EmbeddingReader
 from trainer.tasks.examples import Record
 from trainer.tasks.multiple_choice import MultipleChoice, MultipleChoiceReader
 from trainer.tasks.question_answering import QuestionAnswering
@@ -16,7 +23,8 @@ from trainer.tasks.question_records import QuestionReader
 from trainer.tasks.ranking import Ranking, RankingReader
 from trainer.tasks.rows import TrainingRows
 from trainer.tasks.segmentation import Segmentation, SegmentationReader
-from trainer.tasks.tagging import Tagging, require_seqeval
+from trainer.tasks.sentence_embedding import SentenceEmbedding
+from trainer.tasks.tagging import Tagging, TagTask, require_seqeval
 from trainer.tasks.tagging_records import TaggingReader
 from trainer.tasks.task import RecordReader, Task
 from trainer.tasks.text_tokenizer import TextTokenizer
@@ -35,6 +43,8 @@ def reader_for(config: FineTuneConfig) -> RecordReader:
         return MultipleChoiceReader(task, config.data)
     if isinstance(task, RankingConfig):
         return RankingReader(task, config.data)
+    if isinstance(task, SentenceEmbeddingConfig):
+        return EmbeddingReader(task, config.data)
     return SegmentationReader(task, config.data)
 
 
@@ -43,7 +53,7 @@ def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]
     task = config.task
     if isinstance(task, ClassificationConfig):
         return (text for record in records for text in record.inputs)
-    if isinstance(task, QuestionAnsweringConfig | MultipleChoiceConfig | RankingConfig):
+    if isinstance(task, QuestionAnsweringConfig | MultipleChoiceConfig | RankingConfig | SentenceEmbeddingConfig):
         return iter(dict.fromkeys(text for record in records for text in record.inputs))
     blank = " " if isinstance(task, TaggingConfig) and task.unit == "word" else ""
     return (blank.join(record.inputs) for record in records)
@@ -76,6 +86,8 @@ def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
         return MultipleChoice(task, config.data)
     if isinstance(task, RankingConfig):
         return Ranking(task, config.data)
+    if isinstance(task, SentenceEmbeddingConfig):
+        return SentenceEmbedding(task, config.data)
     return Segmentation(task, config.data)
 
 
@@ -83,6 +95,17 @@ def training_rows(
     config: FineTuneConfig, task: Task, records: Sequence[Record], tokenizer: TextTokenizer
 ) -> TrainingRows:
     """What the training records are to the loader; UserError where one is refused."""
-    if isinstance(task, MultipleChoice | Ranking):
-        return task.training_rows(records, tokenizer, seed=config.seed)
-    return TrainingRows(task.examples(records, tokenizer))
+    if isinstance(task, MultipleChoice | Ranking | SentenceEmbedding):
+        rows = task.training_rows(records, tokenizer, seed=config.seed)
+    else:
+        rows = TrainingRows(task.examples(records, tokenizer))
+    if config.data.augmentation is None:
+        return rows
+    return augmented(
+        rows,
+        rates=config.data.augmentation,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        first_text_only=isinstance(task, QuestionAnswering),
+        starts_unit=task.starts_unit if isinstance(task, TagTask) else None,
+    )

@@ -21,7 +21,7 @@ from trainer.model.heads import Pooler
 from trainer.tasks.classification_scores import label_metrics, multi_label_metrics, number_metrics
 from trainer.tasks.examples import Example, Outputs, Record
 from trainer.tasks.framing import frame
-from trainer.tasks.model import TaskHead, TaskModel, count_of
+from trainer.tasks.model import TaskHead, TaskModel, count_of, mean_rows
 from trainer.tasks.task import Prediction
 from trainer.tasks.text_tokenizer import TextTokenizer
 
@@ -50,9 +50,7 @@ class ClassificationHead(TaskHead):
     def _scores(self, hidden: Tensor, row_counts: Tensor) -> Tensor:
         """[R, hidden] -> fp32 [documents, classes]."""
         if self.mean:
-            documents = torch.repeat_interleave(torch.arange(len(row_counts), device=hidden.device), row_counts)
-            sums = hidden.new_zeros(len(row_counts), hidden.shape[1]).index_add(0, documents, hidden)
-            hidden = sums / row_counts[:, None].to(hidden.dtype)
+            hidden = mean_rows(hidden, row_counts)
         if self.pooler is not None:
             hidden = self.pooler(hidden)
         scores: Tensor = self.project(self.dropout(hidden)).float()

@@ -81,6 +81,13 @@ class TaskModel(nn.Module):
         return LossTerm(loss, predictions, torch.zeros_like(predictions))
 
 
+def mean_rows(hidden: Tensor, row_counts: Tensor) -> Tensor:
+    """[R, hidden] -> the means of so many rows each, [parts, hidden]."""
+    parts = torch.repeat_interleave(torch.arange(len(row_counts), device=hidden.device), row_counts)
+    sums = hidden.new_zeros(len(row_counts), hidden.shape[1]).index_add(0, parts, hidden)
+    return sums / row_counts[:, None].to(hidden.dtype)
+
+
 def count_of(number: int, *, like: Tensor) -> Tensor:
     """A number of predictions as a scalar on the device of `like`."""
     return torch.full((), number, dtype=torch.int64, device=like.device)
