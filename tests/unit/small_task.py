@@ -109,7 +109,7 @@ def write_questions(folder: Path) -> None:
         (folder / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_pairs(folder: Path) -> None:
+def write_matches(folder: Path) -> None:
     """train.jsonl, dev.jsonl and test.jsonl: a word and a text that holds it, to be matched, ranked or chosen."""
     for number, (part, count) in enumerate({"train": 48, "dev": 16, "test": 16}.items()):
         generator = random.Random(number)
@@ -119,6 +119,6 @@ def write_pairs(folder: Path) -> None:
             texts = [" ".join([generator.choice(PLAIN), other, generator.choice(PLAIN)]) for other in (word, *others)]
             label = generator.randrange(3)
             options = [*texts[1 : label + 1], texts[0], *texts[label + 1 :]]
-            pair = {"query": word, "document": texts[0], "first": word, "second": texts[0]}
+            pair = {"query": word, "document": texts[0], "target": word, "source": texts[0]}
             lines.append(json.dumps({"question": word, "options": options, "label": label, **pair}))
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from letter_tokenizer import LetterTokenizer
-from small_task import write_pairs, write_recipe
+from small_task import write_matches, write_recipe
 
 from trainer.errors import UserError
 from trainer.finetune import train_and_score
@@ -245,7 +245,7 @@ METRICS = {"ranking": "mrr_at_10", "multiple_choice": "accuracy"}
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_it_learns_and_every_layout_gives_the_same_curve(kind: str, runtime: Runtime, tmp_path: Path) -> None:
-    write_pairs(tmp_path)
+    write_matches(tmp_path)
     recipe = write_recipe(tmp_path, task=TASKS[kind], suffix="jsonl", pieces=38)
     curves = []
     for number, settings in enumerate((["train.epochs=16"], ["train.epochs=1", "train.micro_batch_size=8"])):

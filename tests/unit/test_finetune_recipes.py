@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_task import sentiment_lines, write_entities, write_sentences
+from small_task import sentiment_lines, write_entities, write_matches, write_questions, write_sentences
 
 from tests.benchmarks.task_baselines import baseline
 from trainer.finetune import train_and_score
@@ -41,23 +41,33 @@ def files_for(name: str, folder: Path) -> list[str]:
             (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_sentences(folder)
     write_entities(folder)
-    suffix = {"classification": "tsv", "segmentation": "txt", "tagging": "conll"}[kind]
+    write_questions(folder)
+    write_matches(folder)
+    suffix = {"classification": "tsv", "segmentation": "txt", "tagging": "conll", "question_answering": "json"}.get(
+        kind, "jsonl"
+    )
     parts = {"train": "train", "validation": "dev", "test": "test"}
     return [f"data.{key}={folder}/{part}.{suffix}" for key, part in parts.items()]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_two_steps_and_is_scored(name: str, runtime: Runtime, tmp_path: Path) -> None:
-    tiny = TINY_MODEL.replace("PIECES", {"classification": "38", "segmentation": "16", "tagging": "27"}[kind_of(name)])
+    pieces = {"classification": "38", "segmentation": "16", "tagging": "27", "question_answering": "36"}
+    tiny = TINY_MODEL.replace("PIECES", pieces.get(kind_of(name), "38"))
     settings = [*files_for(name, tmp_path), f"runs_dir={tmp_path}", f"start={tiny}"]
     small = ["train.epochs=null", "train.steps=2", "train.global_batch_size=8", "train.micro_batch_size=4"]
+    if kind_of(name) == "sentence_embedding":
+        small.append("task.group_size=4")
     config = load_finetune_recipe(name, overrides=[*settings, *small, "schedule.warmup_steps=1"])
     train_and_score(config, runtime=runtime, resume="never", report=print)
     assert load_finetuned(tmp_path / name) == config
     assert set(score_run(tmp_path / name, which="auto")["parts"]) == {"validation", "test"}
 
 
-@pytest.mark.parametrize(("name", "metric"), [("movie_sentiment", "accuracy"), ("chinese_segmentation", "f1")])
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("movie_sentiment", "accuracy"), ("chinese_segmentation", "f1"), ("debian_ranking", "mrr_at_10")],
+)
 def test_a_baseline_is_scored_as_the_task_is(name: str, metric: str, tmp_path: Path) -> None:
     scores = baseline(load_finetune_recipe(name, overrides=files_for(name, tmp_path)))
     assert 0.6 < scores[metric] <= 1.0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from letter_tokenizer import LetterTokenizer
-from small_task import write_pairs, write_recipe
+from small_task import write_matches, write_recipe
 
 from trainer.errors import UserError
 from trainer.finetune import train_and_score
@@ -166,9 +166,12 @@ def test_a_batch_that_would_cut_a_group_is_refused(tmp_path: Path, setting: str,
 
 
 def test_it_learns_and_every_layout_gives_the_same_curve(runtime: Runtime, tmp_path: Path) -> None:
-    write_pairs(tmp_path)
+    write_matches(tmp_path)
     recipe = write_recipe(
-        tmp_path, task="  {name: sentence_embedding, text: second, group_size: 4}", suffix="jsonl", pieces=38
+        tmp_path,
+        task="  {name: sentence_embedding, first: target, second: source, group_size: 4}",
+        suffix="jsonl",
+        pieces=38,
     )
     curves = []
     for number, settings in enumerate(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from letter_tokenizer import LetterTokenizer
-from small_task import write_entities, write_pairs, write_questions, write_recipe, write_sentences, write_sentiment
+from small_task import write_entities, write_matches, write_questions, write_recipe, write_sentences, write_sentiment
 
 from trainer.augmentation_config import TaskAugmentationConfig
 from trainer.errors import UserError
@@ -160,9 +160,14 @@ TASKS = {
         36,
         write_questions,
     ),
-    "ranking": ("  {name: ranking, negatives: 3, candidates: 4, recall_at: [1]}", "jsonl", 38, write_pairs),
-    "multiple_choice": ("  name: multiple_choice", "jsonl", 38, write_pairs),
-    "sentence_embedding": ("  {name: sentence_embedding, group_size: 4}", "jsonl", 38, write_pairs),
+    "ranking": ("  {name: ranking, negatives: 3, candidates: 4, recall_at: [1]}", "jsonl", 38, write_matches),
+    "multiple_choice": ("  name: multiple_choice", "jsonl", 38, write_matches),
+    "sentence_embedding": (
+        "  {name: sentence_embedding, first: target, second: source, group_size: 4}",
+        "jsonl",
+        38,
+        write_matches,
+    ),
 }
 
 

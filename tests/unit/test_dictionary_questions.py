@@ -1,0 +1,68 @@
+"""The constructed question-answering set: what it asks, where the answers are, and what its parts share."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.dictionary_questions import read_entries, write_set
+from trainer.finetune_config import TaskDataConfig
+from trainer.matching_config import QuestionAnsweringConfig
+from trainer.tasks.examples import Record
+from trainer.tasks.question_records import QuestionReader
+
+
+def entry(number: int) -> str:
+    return f"word{number}\n<field> (W{number}) A thing with the serial sign {number * 7919}, which nobody has named yet.\nMore."
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 plain entries, and some that are no question."""
+    path = tmp_path_factory.mktemp("dictionary") / "corpus.jsonl.gz"
+    other = [
+        ("novel", entry(1)),
+        ("foldoc", "noun\nA definition that has no field before it, as the others have."),
+        ("foldoc", "short\n<field> Too short."),
+        ("foldoc", "itself\n<field> A thing that is called itself by everybody who has met it."),
+        ("foldoc", "word1\n<field> A second entry of a headword that was there before it."),
+        ("foldoc", "half\n<field> A sentence whose bracket (which nobody closes. Then comes another."),
+    ]
+    documents = [*(("foldoc", entry(number)) for number in range(120)), *other]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"src": source, "text": text}) + "\n" for source, text in documents)
+    return path
+
+
+def test_an_entry_is_a_headword_with_one_plain_sentence(corpus: Path) -> None:
+    entries = [*read_entries(corpus)]
+    assert len(entries) == 120
+    assert entries[1] == ("word1", "A thing with the serial sign 7919, which nobody has named yet.")
+
+
+def test_the_set_is_squads_form_and_its_parts_share_no_entry(corpus: Path, tmp_path: Path) -> None:
+    counts = write_set(corpus, tmp_path)
+    reader = QuestionReader(
+        QuestionAnsweringConfig(name="question_answering", no_answer=True), TaskDataConfig(train="t", validation="v")
+    )
+    parts = {part: reader.read(tmp_path / f"{part}.json", labelled=True) for part in ("train", "dev", "test")}
+    assert {part: len(records) for part, records in parts.items()} == counts == {"train": 40, "dev": 5, "test": 5}
+    words = [words_of(records) for records in parts.values()]
+    assert not (words[0] & words[1] or words[0] & words[2] or words[1] & words[2])
+    for record in (record for records in parts.values() for record in records):
+        question, context = record.inputs
+        definition = question.removeprefix("Which term means: ")
+        assert (definition in context) == bool(record.target)
+        for answer in record.target:
+            assert f"\n{answer.text}: {definition}" in f"\n{context}"
+    assert write_set(corpus, tmp_path / "again") == counts
+    assert (tmp_path / "again/train.json").read_bytes() == (tmp_path / "train.json").read_bytes()
+    assert json.loads((tmp_path / "train.json").read_text())["constructed"] is True
+
+
+def words_of(records: list[Record]) -> set[str]:
+    """The headwords of the records' passages."""
+    return {line.split(":")[0] for record in records for line in record.inputs[1].split("\n")}
