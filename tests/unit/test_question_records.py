@@ -108,6 +108,14 @@ def test_a_file_of_another_form_is_named(tmp_path: Path, content: str, message: 
         reader(no_answer=True).read(tmp_path / "a.json", labelled=False)
 
 
+def test_columns_are_not_named_for_squads_form(tmp_path: Path) -> None:
+    data = TaskDataConfig(train="t", validation="v", columns=["question"])
+    with pytest.raises(
+        UserError, match=r"a\.json: SQuAD's form has names of its own; data\.columns is for tsv and csv"
+    ):
+        QuestionReader(QuestionAnsweringConfig(), data).read(squad(tmp_path / "a.json", question()), labelled=True)
+
+
 def test_a_line_is_json_or_question_and_context_with_a_tab_between() -> None:
     wanted = Record("x:1", ("When?", "In 1990."))
     assert reader().from_line("When?\tIn 1990.", where="x:1") == wanted

@@ -19,7 +19,7 @@ Outputs = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Record:
-    """One line's or sentence's content: a text or a pair, or the words of a sentence.
+    """One line's or sentence's content: a text or a pair, a text and what may go with it, or the words of a sentence.
 
     where: the place an error can point to. target: the label, labels, number or tags; None when it is to be predicted.
     """

@@ -66,8 +66,8 @@ def _windows(
         input_ids = np.concatenate([cls, question, sep, tokens, sep])
         types = np.zeros(len(input_ids), dtype=np.int32)
         types[len(question) + 2 :] = 1
-        places = np.zeros((1, data.max_length, 2), dtype=np.int64)
-        places[0, : len(tokens)] = offsets[start : start + room]
+        places = np.empty(1, dtype=object)
+        places[0] = offsets[start : start + room]
         yield Example(
             number,
             input_ids,

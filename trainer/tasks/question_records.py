@@ -36,6 +36,10 @@ class QuestionReader:
     def read(self, path: Path, *, labelled: bool) -> list[Record]:
         """Every question, with answers if `labelled`; UserError with file and line for a bad one."""
         if suffix_of(path) == ".json":
+            if self._columns is not None:
+                raise UserError(
+                    f"{path}: SQuAD's form has names of its own; data.columns is for tsv and csv: remove it"
+                )
             rows = _squad(path)
             names = QuestionAnsweringConfig()
         else:

@@ -18,7 +18,8 @@ class TrainingRows:
 
     examples: one for each row; by their lengths rows are dealt to ranks, whatever is drawn for them.
     draw: from a row's number and the epoch what it holds there, a function of these and the seed alone; without it
-    always its example. drawn_by: the settings that `draw` follows, as a checkpoint remembers them.
+    always its example. drawn_by: the settings that rows are drawn and grouped by, as a checkpoint remembers
+    them.
     group_size: so many rows, one after the other in the order, stay together in one forward pass.
     """
 

@@ -98,6 +98,7 @@ class SentenceEmbedding:
                 _joined(first, second, number=numbers[record.inputs[1]])
                 for record, first, second in zip(records, texts[::2], texts[1::2], strict=True)
             ],
+            drawn_by=f"groups of {self._config.group_size}",
             group_size=self._config.group_size,
         )
 
