@@ -33,6 +33,7 @@ def test_the_recipes_are_these():
         "chinese_segmentation",
         "debian_embedding",
         "debian_ranking",
+        "dictionary_choices",
         "dictionary_questions",
         "movie_sentiment",
         "spam",

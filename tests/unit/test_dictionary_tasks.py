@@ -1,4 +1,4 @@
-"""The constructed question-answering set: what it asks, where the answers are, and what its parts share."""
+"""The constructed sets: what they ask, where the answers are, and that their parts share nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.dictionary_questions import read_entries, write_set
+from tests.benchmarks.dictionary_tasks import read_entries, write_sets
 from trainer.finetune_config import TaskDataConfig
-from trainer.matching_config import QuestionAnsweringConfig
+from trainer.matching_config import MultipleChoiceConfig, QuestionAnsweringConfig
 from trainer.tasks.examples import Record
+from trainer.tasks.multiple_choice import MultipleChoiceReader
 from trainer.tasks.question_records import QuestionReader
 
 
@@ -44,13 +45,16 @@ def test_an_entry_is_a_headword_with_one_plain_sentence(corpus: Path) -> None:
     assert entries[1] == ("word1", "A thing with the serial sign 7919, which nobody has named yet.")
 
 
-def test_the_set_is_squads_form_and_its_parts_share_no_entry(corpus: Path, tmp_path: Path) -> None:
-    counts = write_set(corpus, tmp_path)
+PARTS = ("train", "dev", "test")
+
+
+def test_the_questions_have_squads_form_and_parts_share_no_entry(corpus: Path, tmp_path: Path) -> None:
+    counts = write_sets(corpus, tmp_path)
     reader = QuestionReader(
         QuestionAnsweringConfig(name="question_answering", no_answer=True), TaskDataConfig(train="t", validation="v")
     )
-    parts = {part: reader.read(tmp_path / f"{part}.json", labelled=True) for part in ("train", "dev", "test")}
-    assert {part: len(records) for part, records in parts.items()} == counts == {"train": 40, "dev": 5, "test": 5}
+    parts = {part: reader.read(tmp_path / f"questions_{part}.json", labelled=True) for part in PARTS}
+    assert [len(parts[part]) for part in PARTS] == [counts[f"questions_{part}.json"] for part in PARTS] == [40, 5, 5]
     words = [words_of(records) for records in parts.values()]
     assert len(words[0] | words[1] | words[2]) == sum(map(len, words)) == 120
     for record in (record for records in parts.values() for record in records):
@@ -59,9 +63,24 @@ def test_the_set_is_squads_form_and_its_parts_share_no_entry(corpus: Path, tmp_p
         assert (definition in context) == bool(record.target)
         for answer in record.target:
             assert f"\n{answer.text}: {definition}" in f"\n{context}"
-    assert write_set(corpus, tmp_path / "again") == counts
-    assert (tmp_path / "again/train.json").read_bytes() == (tmp_path / "train.json").read_bytes()
-    assert json.loads((tmp_path / "train.json").read_text())["constructed"] is True
+    assert json.loads((tmp_path / "questions_train.json").read_text())["constructed"] is True
+
+
+def test_the_right_option_is_the_definitions_headword_and_the_same_set_is_written_again(
+    corpus: Path, tmp_path: Path
+) -> None:
+    counts = write_sets(corpus, tmp_path)
+    assert write_sets(corpus, tmp_path / "again") == counts
+    assert all((tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes() for name in counts)
+    definitions = {entry.definition: entry.headword for entry in read_entries(corpus)}
+    reader = MultipleChoiceReader(MultipleChoiceConfig(), TaskDataConfig(train="t", validation="v"))
+    records = reader.read(tmp_path / "choices_train.jsonl", labelled=True)
+    assert len(records) == counts["choices_train.jsonl"] == 96
+    for record in records:
+        definition, *options = record.inputs
+        assert options[record.target] == definitions[definition]
+        assert len(set(options)) == 4
+    assert len({record.target for record in records}) == 4
 
 
 def words_of(records: list[Record]) -> set[str]:

@@ -1,11 +1,13 @@
-"""A question-answering set in SQuAD's form, constructed: dictionary headwords that are asked for by their definitions.
+"""Sets for question answering and multiple choice, constructed: headwords asked for by their definitions.
 
-    python -m tests.benchmarks.dictionary_questions
+    python -m tests.benchmarks.dictionary_tasks
 
-A passage lists six entries of the dictionary of computing in the English text that development uses; a question is
-the definition of one of them and its headword the answer, or the definition of a seventh, which has no answer here.
-No entry is in two of the parts train, dev and test. Nobody has written these questions: they exercise the task, and
-a definition stands in its passage word for word, so that a score says little of reading.
+The entries are those of the dictionary of computing in the English text that development uses; none is in two of the
+parts train, dev and test. Nobody has written these questions: they exercise the tasks.
+
+questions_*.json, in SQuAD's form: a passage lists six entries; a question is the definition of one of them and its
+headword the answer, or the definition of a seventh, which has no answer here. A definition stands in its passage word
+for word, so that a score says little of reading. choices_*.jsonl: a definition, its headword and three others.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from typing import Any, NamedTuple
 
 from tests.benchmarks.material import SHARED_CORPUS
 
-OUT = Path("runs/constructed/dictionary_questions")
+OUT = Path("runs/constructed/dictionary")
 SEED = 17
-ENTRIES = 6
+ENTRIES, OPTIONS = 6, 4
 _HEADWORD = re.compile(r"[A-Za-z][\w/+.-]*( [\w/+.-]+){0,2}")
 _LABELS = re.compile(r"^(<[^>]*>|\([^)]*\))\s*")
 _SENTENCE = re.compile(r"\S.{38,238}?\.(?=\s+[A-Z]|\s*$)")
@@ -86,8 +88,18 @@ def _place(context: str, entry: Entry) -> int:
     return f"\n{context}".index(f"\n{entry.headword}: {entry.definition}")
 
 
-def write_set(corpus: Path, out: Path) -> dict[str, int]:
-    """train.json, dev.json and test.json; gives how many questions each has."""
+def choices(entries: Sequence[Entry], *, draws: random.Random) -> Iterator[dict[str, Any]]:
+    """Each entry's definition with its headword among others', and the number of the right one."""
+    for place, entry in enumerate(entries):
+        others = draws.sample([*entries[:place], *entries[place + 1 :]], OPTIONS - 1)
+        label = draws.randrange(OPTIONS)
+        options = [other.headword for other in others]
+        options.insert(label, entry.headword)
+        yield {"question": entry.definition, "options": options, "label": label}
+
+
+def write_sets(corpus: Path, out: Path) -> dict[str, int]:
+    """Both sets' three files each; gives by file how many questions it has."""
     draws = random.Random(SEED)
     entries = [*read_entries(corpus)]
     draws.shuffle(entries)
@@ -97,19 +109,23 @@ def write_set(corpus: Path, out: Path) -> dict[str, int]:
     counts = {}
     for name, of_part in parts.items():
         content = squad(of_part, draws=draws)
-        counts[name] = sum(len(paragraph["qas"]) for paragraph in content["data"][0]["paragraphs"])
-        (out / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        counts[f"questions_{name}.json"] = sum(len(passage["qas"]) for passage in content["data"][0]["paragraphs"])
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (out / f"questions_{name}.json").write_text(text, encoding="utf-8")
+        lines = [json.dumps(choice, ensure_ascii=False) for choice in choices(of_part, draws=draws)]
+        counts[f"choices_{name}.jsonl"] = len(lines)
+        (out / f"choices_{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return counts
 
 
 def main() -> None:
-    """Write the set and print how large it is."""
-    parser = argparse.ArgumentParser(description="Write a constructed question-answering set.")
+    """Write the sets and print how large they are."""
+    parser = argparse.ArgumentParser(description="Write constructed sets for question answering and multiple choice.")
     parser.add_argument("--corpus", type=Path, default=SHARED_CORPUS, help="English text by source [%(default)s]")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the set [%(default)s]")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the sets [%(default)s]")
     options = parser.parse_args()
-    for part, count in write_set(options.corpus, options.out).items():
-        print(f"{options.out / part}.json: {count:,} questions")
+    for name, count in write_sets(options.corpus, options.out).items():
+        print(f"{options.out / name}: {count:,} questions")
 
 
 if __name__ == "__main__":
