@@ -60,6 +60,13 @@ def test_a_context_becomes_windows_behind_the_whole_question() -> None:
     assert make_batch(examples, term="question_answering").term_counts() == {"question_answering": 4}
 
 
+def test_without_an_answer_the_right_row_is_the_first_and_unlabelled_there_is_none() -> None:
+    records = [Record("x", ("ab", "cd"), ()), Record("y", ("ab", "cd"))]
+    none, unlabelled = task().examples(records, LetterTokenizer())
+    assert none.targets is not None
+    assert (none.targets.tolist(), unlabelled.targets) == ([[0, 0]], None)
+
+
 def test_every_context_token_is_in_a_window_whatever_the_stride() -> None:
     for length in range(1, 12):
         for stride in (1, 2, 3):

@@ -58,7 +58,7 @@ def _windows(
         _refuse_overlong(record, len(question), len(context), left_out=left_out, data=data, config=config)
     question = question[: config.max_question_length]
     room = data.max_length - QUESTION_FRAME - len(question)
-    answer = None if record.target is None else answer_tokens(record, offsets)
+    answer = answer_tokens(record, offsets) if record.target else None
     cls, sep = (np.array([token], dtype=np.int32) for token in (tokenizer.cls_id, tokenizer.sep_id))
     for window in range(1 + max(0, -(-(len(context) - room) // config.stride))):
         start = window * config.stride
@@ -74,7 +74,7 @@ def _windows(
             types,
             rows=np.concatenate([[0], len(question) + 2 + np.arange(len(tokens), dtype=np.int64)]),
             predictions=1,
-            targets=None if answer is None else _targets(answer, start=start, length=len(tokens)),
+            targets=None if record.target is None else _targets(answer, start=start, length=len(tokens)),
             cut_tokens=0 if window else left_out,
             known={"offsets": places},
         )
@@ -98,10 +98,8 @@ def _refuse_overlong(
         raise too_long(record.where, length=length, max_length=data.max_length)
 
 
-def answer_tokens(record: Record, offsets: Int64Array) -> tuple[int, int] | None:
-    """First and last token of the record's first answer, by the characters they cover; None where it has no answer."""
-    if not record.target:
-        return None
+def answer_tokens(record: Record, offsets: Int64Array) -> tuple[int, int]:
+    """First and last token of the record's first answer, by the characters they cover."""
     answer: Answer = record.target[0]
     covering = np.flatnonzero((offsets[:, 1] > answer.start) & (offsets[:, 0] < answer.start + len(answer.text)))
     if not len(covering):
