@@ -111,7 +111,6 @@ def test_the_words_of_a_segmentation_are_units() -> None:
     assert task.starts_unit.tolist() == [True, False, False, True]
     for example in epochs(disturbed(rows, swap=0.6, delete=0.2, starts_unit=task.starts_unit)):
         text = "".join(chr(87 + token) for token in example.input_ids[1:-1].tolist())
-        assert "".join(sorted(text)) == text or set(text) <= set("abcdef")
         assert ("a" in text) == ("ab" in text)
         assert ("d" in text) == ("def" in text)
 
