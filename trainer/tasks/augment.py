@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ def augmented(
     first_text_only: the second text of a pair stays as it is. starts_unit: of rows with a target for each word, bool
     [labels], whether a word of this label begins a unit.
     """
-    level = "token" if starts_unit is None else "sentence"
+    level: Literal["token", "sentence"] = "token" if starts_unit is None else "sentence"
     rule = Augmentation(level=level, insert=rates.insert, swap=rates.swap, delete=rates.delete)
 
     def draw(number: int, epoch: int) -> Example:

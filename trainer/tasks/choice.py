@@ -7,10 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from data_pipeline.hashing import Int64Array
 from data_pipeline.tokenizer import Int32Array
 from trainer.config import ModelConfig
 from trainer.finetune_config import TaskDataConfig
@@ -36,7 +38,7 @@ class ChoiceHead(TaskHead):
 
     def loss(self, hidden: Tensor, row_counts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the right sequence among as many as `row_counts` says, summed over such groups."""
-        groups = list(self._scores(hidden).split(row_counts.tolist()))
+        groups = list(torch.split(self._scores(hidden), row_counts.tolist()))
         scores = pad_sequence(groups, batch_first=True, padding_value=-math.inf)
         return F.cross_entropy(scores, targets, reduction="sum"), count_of(len(targets), like=scores)
 
@@ -88,7 +90,7 @@ class ChoiceTask:
     ) -> Example:
         """One training row: the record's text beside each of `others`, which compete; `ids` of all texts."""
         pairs = self._pairs(record, others, ids=ids, tokenizer=tokenizer)
-        lengths = [len(pair.input_ids) for pair in pairs]
+        lengths: Int64Array = np.array([len(pair.input_ids) for pair in pairs], dtype=np.int64)
         return Example(
             number,
             np.concatenate([pair.input_ids for pair in pairs]),
@@ -97,7 +99,7 @@ class ChoiceTask:
             predictions=1,
             targets=np.array([right], dtype=np.int64),
             cut_tokens=sum(pair.cut_tokens for pair in pairs),
-            sequences=tuple(lengths),
+            sequences=tuple(lengths.tolist()),
         )
 
     def _pairs(
