@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.finetune_config import FineTuneConfig
+from trainer.matching_config import QuestionAnsweringConfig
 from trainer.runtime import Runtime, on_main
 from trainer.task_evaluate import TaskEvaluation
 from trainer.task_start import Start, open_start, prepare_tokenizer, with_dropout
@@ -54,8 +55,11 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
         dp_rank=runtime.topology.dp_rank,
         dp_world_size=runtime.topology.dp_world_size,
     )
-    report(describe_examples("training", records, rows.examples, max_length=files.max_length))
-    report(describe_examples("validation", held_out, validation.examples, max_length=files.max_length))
+    limit = f"{files.max_length}"
+    if isinstance(config.task, QuestionAnsweringConfig):
+        limit += f" (questions than {config.task.max_question_length})"
+    report(describe_examples("training", records, rows.examples, limit=limit))
+    report(describe_examples("validation", held_out, validation.examples, limit=limit))
     return TaskData(task, start, model, rows, validation)
 
 
@@ -77,12 +81,12 @@ def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: Tex
     return with_dropout(model, config.start.dropout)
 
 
-def describe_examples(part: str, records: Sequence[Record], examples: Sequence[Example], *, max_length: int) -> str:
+def describe_examples(part: str, records: Sequence[Record], examples: Sequence[Example], *, limit: str) -> str:
     """How many records there are and what became of those longer than a sequence: nothing is dropped unsaid."""
     text = f"{len(records):,} {part} records, {sum(map(len, examples)):,} tokens"
     if len(examples) != len(records):
         text += f" in {len(examples):,} sequences"
     if cut := [example for example in examples if example.cut_tokens]:
         lost = sum(example.cut_tokens for example in cut)
-        text += f"; {len(cut):,} longer than {max_length} were cut, {lost:,} tokens left out"
+        text += f"; {len(cut):,} longer than {limit} were cut, {lost:,} tokens left out"
     return text
