@@ -13,6 +13,7 @@ import torch
 from letter_tokenizer import LetterTokenizer
 from small_task import write_matches, write_recipe
 
+from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.finetune import train_and_score
 from trainer.finetune_config import TaskDataConfig
@@ -27,6 +28,8 @@ from trainer.tasks.loader import ExampleLoader
 from trainer.tasks.multiple_choice import MultipleChoice, MultipleChoiceReader
 from trainer.tasks.ranking import Ranking, RankingReader
 from trainer.tasks.rows import draw_others
+
+SHAPE = ModelConfig(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16, max_positions=16, vocab_size=30)
 
 
 def data(**settings: object) -> TaskDataConfig:
@@ -85,6 +88,15 @@ def test_the_loss_is_a_softmax_over_the_group_however_large() -> None:
     torch.testing.assert_close(loss, expected)
     assert int(number) == 2
     assert head.outputs(hidden, torch.ones(5, dtype=torch.int64))["scores"].tolist() == [1.0, 2.0, 0.5, 3.0, 1.0]
+
+
+def test_dropout_is_there_in_training_alone() -> None:
+    task = Ranking(ranking(dropout=0.5), data())
+    head = task.create_model(SHAPE).head
+    hidden, counts = torch.ones(4, 8), torch.ones(4, dtype=torch.int64)
+    torch.manual_seed(0)
+    assert len(set(head.outputs(hidden, counts)["scores"].tolist())) > 1
+    assert len(set(head.eval().outputs(hidden, counts)["scores"].tolist())) == 1
 
 
 def test_a_choice_is_told_with_all_probabilities_and_scored_by_accuracy() -> None:
@@ -207,6 +219,15 @@ def test_documents_to_be_ranked_come_as_a_list_or_between_tabs(tmp_path: Path) -
     assert reader.from_line("x\tone\ttwo", where="w:1").inputs == ("x", "one", "two")
     with pytest.raises(UserError, match=r"w:2: the line must be a query and one document or more"):
         reader.from_line("x\t ", where="w:2")
+    named = RankingReader(ranking(query="q", document="d", documents="all", candidates=2), data())
+    path = lines(
+        tmp_path / "d.jsonl", {"q": "x", "d": "one", "all": ["two"]}, {"q": "y", "d": "three", "all": ["four"]}
+    )
+    assert [record.inputs for record in named.read(path, labelled=True)] == [
+        ("x", "one", "three"),
+        ("y", "three", "one"),
+    ]
+    assert [record.inputs for record in named.read(path, labelled=False)] == [("x", "two"), ("y", "four")]
     (tmp_path / "c.tsv").write_text("query\tdocument\nx\t \n")
     with pytest.raises(UserError, match=r"c\.tsv:2: column 'document' is empty"):
         reader.read(tmp_path / "c.tsv", labelled=True)

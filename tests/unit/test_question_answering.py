@@ -122,6 +122,13 @@ def test_the_loss_is_the_mean_of_both_ends_over_the_rows_of_each_window() -> Non
     assert int(number) == 2
 
 
+def test_dropout_is_there_in_training_alone() -> None:
+    wet, dry = head(dropout=0.5), head()
+    torch.manual_seed(0)
+    assert wet.outputs(HIDDEN, COUNTS)["scores"].tolist() != dry.outputs(HIDDEN, COUNTS)["scores"].tolist()
+    assert wet.eval().outputs(HIDDEN, COUNTS)["scores"].tolist() == dry.outputs(HIDDEN, COUNTS)["scores"].tolist()
+
+
 def test_the_best_pieces_are_those_that_end_behind_their_start_and_are_short_enough() -> None:
     outputs = head(n_best=3).outputs(HIDDEN, COUNTS)
     assert outputs["spans"][0].tolist() == [[0, 2], [2, 2], [0, 1]]
