@@ -6,11 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from trainer.augmentation_config import TaskAugmentationConfig
 from trainer.config import ModelConfig, RunConfig, TokenizerConfig
+from trainer.matching_config import (
+    MultipleChoiceConfig,
+    QuestionAnsweringConfig,
+    RankingConfig,
+    SentenceEmbeddingConfig,
+)
 from trainer.seq2seq_config import DecompositionConfig, Seq2SeqConfig, SummarizationConfig, TranslationConfig
-from trainer.strict_model import PositiveInt, StrictModel
-
-Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+from trainer.strict_model import Dropout, PositiveInt, StrictModel
 
 
 class StartConfig(StrictModel):
@@ -107,6 +112,10 @@ TaskConfig = Annotated[
     ClassificationConfig
     | TaggingConfig
     | SegmentationConfig
+    | QuestionAnsweringConfig
+    | MultipleChoiceConfig
+    | RankingConfig
+    | SentenceEmbeddingConfig
     | TranslationConfig
     | SummarizationConfig
     | DecompositionConfig,
@@ -115,12 +124,14 @@ TaskConfig = Annotated[
 
 
 class TaskDataConfig(StrictModel):
-    """The labelled files, by suffix .tsv, .csv, .jsonl, .parquet, .conll or .txt, each also .gz.
+    """The labelled files, by suffix .tsv, .csv, .jsonl, .parquet, .conll, .txt or (SQuAD) .json, each also .gz.
 
     columns: the columns' names where a tsv or csv file has no header line.
     max_length: tokens of a sequence, [CLS] and [SEP] included.
     overlong: what happens to longer ones. `cut` keeps the beginning (of a pair, of the longer text first); a tagged
-    sentence is split between words instead, so that no tag is lost. `refuse` ends with the line's number.
+    sentence is split between words instead, so that no tag is lost, and a context becomes several windows. `refuse`
+    ends with the line's number.
+    augmentation: training rows are disturbed anew in every epoch; of questions with a context the question alone.
     """
 
     train: str
@@ -129,6 +140,7 @@ class TaskDataConfig(StrictModel):
     columns: Annotated[list[str], Field(min_length=1)] | None = None
     max_length: Annotated[int, Field(ge=8)] = 128
     overlong: Literal["cut", "refuse"] = "cut"
+    augmentation: TaskAugmentationConfig | None = None
 
 
 class TaskTrainConfig(StrictModel):
@@ -193,6 +205,11 @@ class FineTuneConfig(RunConfig):
                 f"task.target_length={self.task.target_length} is longer than data.max_length={self.data.max_length}; "
                 "raise the latter or shorten the targets"
             )
+        if isinstance(self.task, QuestionAnsweringConfig):
+            self.task.check_length(self.data.max_length)
+        if isinstance(self.task, SentenceEmbeddingConfig):
+            sizes = self.train.model_dump(include={"global_batch_size", "micro_batch_size"})
+            self.task.check_batches(**sizes)
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds names a seed twice")
         return self

@@ -9,12 +9,14 @@ from pathlib import Path
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.finetune_config import FineTuneConfig
+from trainer.matching_config import QuestionAnsweringConfig
 from trainer.runtime import Runtime, on_main
 from trainer.seq2seq_config import Seq2SeqConfig
 from trainer.task_evaluate import TaskEvaluation
 from trainer.task_start import Start, open_start, prepare_tokenizer, with_dropout
-from trainer.tasks.choose import learn_task, reader_for, texts_of, with_tokenizer
+from trainer.tasks.choose import learn_task, reader_for, texts_of, training_rows, with_tokenizer
 from trainer.tasks.examples import Example, Record
+from trainer.tasks.rows import TrainingRows
 from trainer.tasks.task import Task
 from trainer.tasks.text_tokenizer import TextTokenizer, load_texts
 
@@ -26,7 +28,7 @@ class TaskData:
     task: Task
     start: Start | None
     model: ModelConfig
-    examples: list[Example]
+    rows: TrainingRows
     validation: TaskEvaluation
 
 
@@ -45,7 +47,7 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
     tokenizer = load_texts(on_main(runtime, lambda: prepare_tokenizer(start, config=config, texts=texts)))
     task = with_tokenizer(task, tokenizer)
     model = resolve_model(config, start, tokenizer=tokenizer)
-    examples = task.examples(records, tokenizer)
+    rows = training_rows(config, task, records, tokenizer)
     held_out = spread(held_out, config.evaluation.max_records)
     validation = TaskEvaluation(
         task,
@@ -57,11 +59,13 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
         dp_world_size=runtime.topology.dp_world_size,
     )
     limit = f"{files.max_length}"
+    if isinstance(config.task, QuestionAnsweringConfig):
+        limit += f" (questions than {config.task.max_question_length})"
     if isinstance(config.task, Seq2SeqConfig) and config.task.target_length is not None:
         limit += f" (targets than {config.task.target_length})"
-    report(describe_examples("training", records, examples, limit=limit))
+    report(describe_examples("training", records, rows.examples, limit=limit))
     report(describe_examples("validation", held_out, validation.examples, limit=limit))
-    return TaskData(task, start, model, examples, validation)
+    return TaskData(task, start, model, rows, validation)
 
 
 def spread(records: Sequence[Record], most: int | None) -> list[Record]:
@@ -92,9 +96,9 @@ def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: Tex
 def describe_examples(part: str, records: Sequence[Record], examples: Sequence[Example], *, limit: str) -> str:
     """How many records there are and what became of those longer than a sequence: nothing is dropped unsaid."""
     text = f"{len(records):,} {part} records, {sum(map(len, examples)):,} tokens"
+    if len(examples) != len(records):
+        text += f" in {len(examples):,} sequences"
     if cut := [example for example in examples if example.cut_tokens]:
         lost = sum(example.cut_tokens for example in cut)
         text += f"; {len(cut):,} longer than {limit} were cut, {lost:,} tokens left out"
-    if split := len(examples) - len(records):
-        text += f"; sentences longer than {limit} were split into {split:,} more sequences"
     return text

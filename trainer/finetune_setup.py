@@ -118,9 +118,9 @@ def set_up_finetuning(
     )
     for note in ds_plan.notes:
         report(note)
-    total_steps, epoch_steps = plan_steps(config, num_examples=len(data.examples))
+    total_steps, epoch_steps = plan_steps(config, num_examples=len(data.rows))
     loader = ExampleLoader(
-        data.examples,
+        data.rows,
         term=data.task.term,
         seed=config.seed,
         global_batch_size=batch_plan.global_batch_size,

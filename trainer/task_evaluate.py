@@ -22,9 +22,12 @@ PredictStep = Callable[[Any], Predicted]
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A scored set of records: `values` by the task's metric names, `decisive` the one that chooses checkpoints."""
+    """A scored set of records: `values` by the task's metric names, `decisive` the one that chooses checkpoints.
 
-    loss: float
+    There is no loss where what is scored is of another kind than what is trained.
+    """
+
+    loss: float | None
     values: dict[str, float]
     decisive: str
     lower_is_better: bool
@@ -34,13 +37,18 @@ class TaskResult:
         """What decides the best checkpoint; less is better."""
         return self.values[self.decisive] if self.lower_is_better else -self.values[self.decisive]
 
+    def scores(self) -> dict[str, float]:
+        """The loss, if there is one, and the values."""
+        return {**({} if self.loss is None else {"loss": self.loss}), **self.values}
+
     def metrics(self) -> dict[str, float]:
         """By metric key."""
-        return {"validation/loss": self.loss, **{f"validation/{name}": value for name, value in self.values.items()}}
+        return {f"validation/{name}": value for name, value in self.scores().items()}
 
     def summary(self) -> str:
         """The result for a person, on one line."""
-        return f"validation loss {self.loss:.4f}, {self.decisive} {self.values[self.decisive]:.4f}"
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
+        return f"validation {loss}{self.decisive} {self.values[self.decisive]:.4f}"
 
 
 class TaskEvaluation:
@@ -85,7 +93,7 @@ class TaskEvaluation:
             for record, of_record in zip(self._records, join_outputs(outputs, self.examples), strict=True)
         ]
         values = dict(self._task.metrics(self._records, predictions))
-        return TaskResult(loss, values, self._metric, self._metric in self._task.lower_is_better)
+        return TaskResult(values.pop("loss", loss), values, self._metric, self._metric in self._task.lower_is_better)
 
 
 def predict_examples(
@@ -97,8 +105,8 @@ def predict_examples(
     dp_rank: int = 0,
     dp_world_size: int = 1,
     poll: Callable[[], None] | None = None,
-) -> tuple[list[Outputs], float]:
-    """Every example's outputs in the order of the examples, and the mean loss (0 without targets).
+) -> tuple[list[Outputs], float | None]:
+    """Every example's outputs in the order of the examples, and the mean loss (None without targets).
 
     Examples are batched by length and the batches dealt to the ranks; collective when there are several.
     """
@@ -126,8 +134,10 @@ def predict_examples(
     by_number = {
         number: output for of_rank, _ in gathered for batch in of_rank for number, output in zip(*batch, strict=True)
     }
-    predictions = sum(example.predictions for example in examples)
-    return [by_number[number] for number in range(len(examples))], sum(part for _, part in gathered) / predictions
+    in_order = [by_number[number] for number in range(len(examples))]
+    if any(example.targets is None for example in examples):
+        return in_order, None
+    return in_order, sum(part for _, part in gathered) / sum(example.predictions for example in examples)
 
 
 def _on_host(values: Tensor) -> npt.NDArray[Any]:

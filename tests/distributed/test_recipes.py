@@ -28,7 +28,16 @@ def test_the_recipes_are_these():
         "parity",
         "roberta_base",
     ]
-    assert sorted({*RECIPES} - {*PRETRAINING}) == ["chinese_ner", "chinese_segmentation", "movie_sentiment", "spam"]
+    assert sorted({*RECIPES} - {*PRETRAINING}) == [
+        "chinese_ner",
+        "chinese_segmentation",
+        "debian_embedding",
+        "debian_ranking",
+        "dictionary_choices",
+        "dictionary_questions",
+        "movie_sentiment",
+        "spam",
+    ]
 
 
 @pytest.mark.parametrize("name", RECIPES)

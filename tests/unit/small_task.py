@@ -120,3 +120,36 @@ def write_entities(folder: Path) -> None:
             sentence += generator.choice(([("ann", "B-PER"), ("lee", "I-PER")], [("rome", "B-LOC")]))
             lines += [f"{word}\t{tag}" for word, tag in sentence] + [""]
         (folder / f"{part}.conll").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_questions(folder: Path) -> None:
+    """train.json, dev.json and test.json in SQuAD's form: asked is the good word of a context, which a third lack."""
+    for number, (part, count) in enumerate({"train": 48, "dev": 12, "test": 12}.items()):
+        generator = random.Random(number)
+        paragraphs = []
+        for question in range(count):
+            words = [generator.choice(PLAIN) for _ in range(generator.randint(3, 20))]
+            answers = []
+            if question % 3:
+                place = generator.randrange(len(words))
+                words.insert(place, generator.choice(GOOD))
+                answers = [{"text": words[place], "answer_start": len(" ".join([*words[:place], ""]))}]
+            qas = [{"id": str(question), "question": "what was", "answers": answers, "is_impossible": not answers}]
+            paragraphs.append({"context": " ".join(words), "qas": qas})
+        content = {"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs}]}
+        (folder / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_matches(folder: Path) -> None:
+    """train.jsonl, dev.jsonl and test.jsonl: a word and a text that holds it, to be matched, ranked or chosen."""
+    for number, (part, count) in enumerate({"train": 48, "dev": 16, "test": 16}.items()):
+        generator = random.Random(number)
+        lines = []
+        for _ in range(count):
+            word, *others = generator.sample((*GOOD, *BAD), 3)
+            texts = [" ".join([generator.choice(PLAIN), other, generator.choice(PLAIN)]) for other in (word, *others)]
+            label = generator.randrange(3)
+            options = [*texts[1 : label + 1], texts[0], *texts[label + 1 :]]
+            pair = {"query": word, "document": texts[0], "target": word, "source": texts[0]}
+            lines.append(json.dumps({"question": word, "options": options, "label": label, **pair}))
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

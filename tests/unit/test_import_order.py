@@ -19,6 +19,7 @@ LEVELS = (
         "trainer.objective_config",
         "trainer.model_config",
         "trainer.augmentation_config",
+        "trainer.matching_config",
         "trainer.places",
     ),
     (

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
+from letter_tokenizer import LetterTokenizer
 
-from data_pipeline.tokenizer import Int32Array
 from trainer.errors import UserError
 from trainer.finetune_config import ClassificationConfig, SegmentationConfig, TaggingConfig, TaskDataConfig
 from trainer.task_evaluate import length_batches
-from trainer.tasks.classification import Classification, cut
+from trainer.tasks.classification import Classification
 from trainer.tasks.examples import Example, Record, join_outputs, make_batch, split_outputs
+from trainer.tasks.framing import cut
 from trainer.tasks.loader import ExampleLoader, ExampleOrder, deal
+from trainer.tasks.rows import TrainingRows
 from trainer.tasks.segmentation import Segmentation
 from trainer.tasks.tag_schemes import bmes_of_words, find_break, words_of_bmes
 from trainer.tasks.tagging import Tagging
-
-
-class LetterTokenizer:
-    """A token for each letter: its place in the alphabet from 10."""
-
-    vocab_size, unk_id, cls_id, sep_id = 40, 1, 2, 3
-
-    def encode(self, texts: Sequence[str]) -> list[Int32Array]:
-        return [np.array([ord(c) - 87 for c in text if c != " "], dtype=np.int32) for text in texts]
-
-    def encode_words(self, words: Sequence[str]) -> list[Int32Array]:
-        return self.encode(words)
 
 
 def data(**settings: object) -> TaskDataConfig:
@@ -140,7 +128,13 @@ def test_every_rank_gets_its_part_of_the_same_global_batch(dp_world_size: int) -
 
 def loader(examples: list[Example], *, seed: int = 1) -> ExampleLoader:
     return ExampleLoader(
-        examples, term="tagging", seed=seed, global_batch_size=4, micro_batch_size=2, dp_rank=0, dp_world_size=1
+        TrainingRows(examples),
+        term="tagging",
+        seed=seed,
+        global_batch_size=4,
+        micro_batch_size=2,
+        dp_rank=0,
+        dp_world_size=1,
     )
 
 

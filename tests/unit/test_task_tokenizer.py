@@ -40,6 +40,20 @@ def test_lower_case_is_the_default_and_takes_accents_away(tmp_path: Path, settin
     assert ids.tolist() == [9, 12]
 
 
+def test_tokens_know_their_characters_in_the_text_as_it_was_given(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    texts = ["  Able É 人!\n", "", "unable"]
+    ids, places = WordPieceTexts(vocabulary(tmp_path)).encode_with_offsets(texts)
+    assert [of_text.tolist() for of_text in ids] == [[9, 12, 1, 1], [], [7, 8]]
+    assert [of_text.tolist() for of_text in places] == [[[2, 6], [7, 8], [9, 10], [10, 11]], [], [[0, 2], [2, 6]]]
+    tokenizer = SentencePieceTexts(small_tokenizer())
+    text = "  kimu  café"
+    ids, places = tokenizer.encode_with_offsets([text, ""])
+    assert ids[0].tolist() == tokenizer.encode([text])[0].tolist()
+    assert "".join(text[start:end] for start, end in places[0]).split() == ["kimu", "café"]
+    assert [of_text.shape for of_text in places] == [(len(ids[0]), 2), (0, 2)]
+
+
 def test_a_word_always_has_a_piece(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     found = WordPieceTexts(vocabulary(tmp_path, do_lower_case=False)).encode_words(["unable", "国", "\u200b", "人"])

@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
+from trainer.matching_config import (
+    MultipleChoiceConfig,
+    QuestionAnsweringConfig,
+    RankingConfig,
+    SentenceEmbeddingConfig,
+)
 from trainer.seq2seq_config import DecompositionConfig, Seq2SeqConfig, SummarizationConfig, TranslationConfig
+from trainer.tasks.augment import augmented
 from trainer.tasks.classification import Classification, weights_of
 from trainer.tasks.classification_records import ClassificationReader
 from trainer.tasks.classification_scores import require_sklearn
 from trainer.tasks.decomposition import Decomposition, DecompositionReader
+from trainer.tasks.embedding_records import EmbeddingReader
 from trainer.tasks.examples import Record
+from trainer.tasks.multiple_choice import MultipleChoice, MultipleChoiceReader
+from trainer.tasks.question_answering import QuestionAnswering
+from trainer.tasks.question_records import QuestionReader
+from trainer.tasks.ranking import Ranking, RankingReader
+from trainer.tasks.rows import TrainingRows
 from trainer.tasks.segmentation import Segmentation, SegmentationReader
+from trainer.tasks.sentence_embedding import SentenceEmbedding
 from trainer.tasks.seq2seq import Seq2Seq
 from trainer.tasks.seq2seq_records import Seq2SeqReader
 from trainer.tasks.summarization import Summarization, require_rouge
-from trainer.tasks.tagging import Tagging, require_seqeval
+from trainer.tasks.tagging import Tagging, TagTask, require_seqeval
 from trainer.tasks.tagging_records import TaggingReader
 from trainer.tasks.task import RecordReader, Task
 from trainer.tasks.text_tokenizer import TextTokenizer
@@ -33,17 +47,27 @@ def reader_for(config: FineTuneConfig) -> RecordReader:
         return DecompositionReader(task, config.data)
     if isinstance(task, Seq2SeqConfig):
         return Seq2SeqReader(task, config.data)
+    if isinstance(task, QuestionAnsweringConfig):
+        return QuestionReader(task, config.data)
+    if isinstance(task, MultipleChoiceConfig):
+        return MultipleChoiceReader(task, config.data)
+    if isinstance(task, RankingConfig):
+        return RankingReader(task, config.data)
+    if isinstance(task, SentenceEmbeddingConfig):
+        return EmbeddingReader(task, config.data)
     return SegmentationReader(task, config.data)
 
 
 def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]:
-    """The records' texts as a tokenizer learns from them: each text of a pair, each sentence whole."""
+    """The records' texts as a tokenizer learns from them: texts of pairs, sentences whole, what is shared once."""
     task = config.task
     if isinstance(task, ClassificationConfig):
         return (text for record in records for text in record.inputs)
     if isinstance(task, Seq2SeqConfig):
         read = _seq2seq(config).source_text
         return (text for record in records for text in (read(record), *record.target))
+    if isinstance(task, QuestionAnsweringConfig | MultipleChoiceConfig | RankingConfig | SentenceEmbeddingConfig):
+        return iter(dict.fromkeys(text for record in records for text in record.inputs))
     blank = " " if isinstance(task, TaggingConfig) and task.unit == "word" else ""
     return (blank.join(record.inputs) for record in records)
 
@@ -63,9 +87,7 @@ def learn_task(config: FineTuneConfig, records: Sequence[Record]) -> Task:
         require_sacrebleu()
     elif isinstance(task, SummarizationConfig):
         require_rouge()
-    if isinstance(task, Seq2SeqConfig):
-        return _seq2seq(config)
-    return Segmentation(task, config.data)
+    return known_task(config, ())
 
 
 def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
@@ -77,6 +99,14 @@ def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
         return Tagging(task, config.data, labels=labels)
     if isinstance(task, Seq2SeqConfig):
         return _seq2seq(config)
+    if isinstance(task, QuestionAnsweringConfig):
+        return QuestionAnswering(task, config.data)
+    if isinstance(task, MultipleChoiceConfig):
+        return MultipleChoice(task, config.data)
+    if isinstance(task, RankingConfig):
+        return Ranking(task, config.data)
+    if isinstance(task, SentenceEmbeddingConfig):
+        return SentenceEmbedding(task, config.data)
     return Segmentation(task, config.data)
 
 
@@ -95,3 +125,23 @@ def with_tokenizer(task: Task, tokenizer: TextTokenizer) -> Task:
     if isinstance(task, Seq2Seq):
         task.tokenizer = tokenizer
     return task
+
+
+def training_rows(
+    config: FineTuneConfig, task: Task, records: Sequence[Record], tokenizer: TextTokenizer
+) -> TrainingRows:
+    """What the training records are to the loader; UserError where one is refused."""
+    if isinstance(task, MultipleChoice | Ranking | SentenceEmbedding):
+        rows = task.training_rows(records, tokenizer, seed=config.seed)
+    else:
+        rows = TrainingRows(task.examples(records, tokenizer))
+    if config.data.augmentation is None:
+        return rows
+    return augmented(
+        rows,
+        rates=config.data.augmentation,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        first_text_only=isinstance(task, QuestionAnswering),
+        starts_unit=task.starts_unit if isinstance(task, TagTask) else None,
+    )

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.hashing import Int64Array
 from data_pipeline.tokenizer import Int32Array
 from trainer.config import ModelConfig
 from trainer.errors import UserError
@@ -20,8 +19,9 @@ from trainer.finetune_config import ClassificationConfig, TaskDataConfig
 from trainer.model.dropout import Dropout
 from trainer.model.heads import Pooler
 from trainer.tasks.classification_scores import label_metrics, multi_label_metrics, number_metrics
-from trainer.tasks.examples import Example, Outputs, Record, too_long
-from trainer.tasks.model import TaskHead, TaskModel, count_of
+from trainer.tasks.examples import Example, Outputs, Record
+from trainer.tasks.framing import frame
+from trainer.tasks.model import TaskHead, TaskModel, count_of, mean_rows
 from trainer.tasks.task import Prediction
 from trainer.tasks.text_tokenizer import TextTokenizer
 
@@ -50,9 +50,7 @@ class ClassificationHead(TaskHead):
     def _scores(self, hidden: Tensor, row_counts: Tensor) -> Tensor:
         """[R, hidden] -> fp32 [documents, classes]."""
         if self.mean:
-            documents = torch.repeat_interleave(torch.arange(len(row_counts), device=hidden.device), row_counts)
-            sums = hidden.new_zeros(len(row_counts), hidden.shape[1]).index_add(0, documents, hidden)
-            hidden = sums / row_counts[:, None].to(hidden.dtype)
+            hidden = mean_rows(hidden, row_counts)
         if self.pooler is not None:
             hidden = self.pooler(hidden)
         scores: Tensor = self.project(self.dropout(hidden)).float()
@@ -135,21 +133,16 @@ class Classification:
         ]
 
     def _example(self, number: int, record: Record, parts: list[Int32Array], tokenizer: TextTokenizer) -> Example:
-        frame = 1 + len(parts)
-        length = sum(map(len, parts)) + frame
-        if length > self._data.max_length:
-            if self._data.overlong == "refuse":
-                raise too_long(record.where, length=length, max_length=self._data.max_length)
-            parts = cut(parts, self._data.max_length - frame)
-        pieces = [np.array([tokenizer.cls_id], dtype=np.int32)]
-        for part in parts:
-            pieces += [part, np.array([tokenizer.sep_id], dtype=np.int32)]
-        input_ids = np.concatenate(pieces)
-        types = np.zeros(len(input_ids), dtype=np.int32)
-        types[len(parts[0]) + 2 :] = 1
-        rows = np.arange(len(input_ids) if self._config.pooling == "mean" else 1, dtype=np.int64)
+        framed = frame(parts, tokenizer=tokenizer, data=self._data, where=record.where)
+        rows = np.arange(len(framed.input_ids) if self._config.pooling == "mean" else 1, dtype=np.int64)
         return Example(
-            number, input_ids, types, rows, predictions=1, targets=self._targets(record), cut_tokens=length - len(types)
+            number,
+            framed.input_ids,
+            framed.token_type_ids,
+            rows,
+            predictions=1,
+            targets=self._targets(record),
+            cut_tokens=framed.cut_tokens,
         )
 
     def _targets(self, record: Record) -> npt.NDArray[Any] | None:
@@ -202,13 +195,3 @@ def weights_of(config: ClassificationConfig, *, labels: Sequence[str], records: 
             raise UserError(f"task.class_weights must name every label once, and {wrong[0]!r} is missing or no label")
     mean = sum(given[label] * counts[label] for label in labels) / len(records)
     return tuple(given[label] / mean for label in labels)
-
-
-def cut(parts: list[Int32Array], room: int) -> list[Int32Array]:
-    """The beginnings of a text or a pair that fit in `room` tokens; the longer text is cut first."""
-    lengths: Int64Array = np.array([len(part) for part in parts], dtype=np.int64)
-    if len(parts) == 1:
-        return [parts[0][:room]]
-    shorter = min(int(lengths.min()), room // 2)
-    kept = [shorter, room - shorter] if lengths[0] <= lengths[1] else [room - shorter, shorter]
-    return [part[:length] for part, length in zip(parts, kept, strict=True)]

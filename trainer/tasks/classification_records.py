@@ -40,7 +40,7 @@ class ClassificationReader:
     def _target(self, row: Row) -> Any:
         value, column = row.value(self._config.label), self._config.label
         if self._config.output == "number":
-            return _number(value, where=f"{row.where}: column {column!r}")
+            return finite_number(value, where=f"{row.where}: column {column!r}")
         if self._config.output == "labels":
             parts = value.split(self._config.separator) if isinstance(value, str) else value
             if not isinstance(parts, list):
@@ -51,7 +51,8 @@ class ClassificationReader:
         return name
 
 
-def _number(value: Any, *, where: str) -> float:
+def finite_number(value: Any, *, where: str) -> float:
+    """A target that is a number; UserError where it is none or not finite."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ Outputs = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Record:
-    """One line's or sentence's content: a text or a pair, or the words of a sentence.
+    """One line's or sentence's content: a text or a pair, a text and what may go with it, or the words of a sentence.
 
     where: the place an error can point to. target: the label, labels, number or tags; None when it is to be predicted.
     """
@@ -31,12 +31,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Example:
-    """A token sequence, and which of its tokens something is predicted from.
+    """A token sequence, or several that belong together, and which of the tokens something is predicted from.
 
     record: number of the record it comes from; a long sentence gives several examples, one after the other.
     rows: positions whose hidden state the head reads. predictions: how many it makes from them.
     targets: [predictions, ...]; None when they are to be predicted. cut_tokens: how many of the text were left out.
     outputs: how many outputs the model gives for it, where that is not the number of predictions.
+    sequences: tokens of each of its sequences, which lie one behind the other and do not see each other; None for one.
+    row_counts: how the rows are parted for the head; None where they are not.
+    known: [predictions, ...] by name, what stands among the model's outputs without going through the model.
     """
 
     record: int
@@ -47,6 +50,9 @@ class Example:
     targets: npt.NDArray[Any] | None
     cut_tokens: int = 0
     outputs: int | None = None
+    sequences: tuple[int, ...] | None = None
+    row_counts: tuple[int, ...] | None = None
+    known: Outputs = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -54,10 +60,11 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Examples side by side in one row of tokens, each a document of its own: nothing is padded.
+    """Examples side by side in one row of tokens, each sequence a document of its own: nothing is padded.
 
     input_ids, position_ids, document_ids, token_type_ids: int32 [1, tokens], documents numbered from 1.
-    rows: int64, flat positions that the head reads, example after example; row_counts: int64 [examples], how many.
+    rows: int64, flat positions that the head reads, example after example; row_counts: int64, how many belong
+    together, one number for each example or each part of one.
     targets: the examples' targets, joined; absent when they are to be predicted.
     """
 
@@ -94,17 +101,18 @@ class TaskBatch:
 
 def make_batch(examples: Sequence[Example], *, term: str) -> TaskBatch:
     """Lay examples out side by side; `term` is the name of the task's loss. ValueError when there are none."""
-    lengths = np.array([len(example) for example in examples], dtype=np.int64)
+    lengths = np.array([length for e in examples for length in e.sequences or (len(e),)], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
+    ends = np.cumsum([len(example) for example in examples])
     targets = [example.targets for example in examples if example.targets is not None]
     return TaskBatch(
         term=term,
         input_ids=np.concatenate([example.input_ids for example in examples])[None],
         position_ids=(np.arange(lengths.sum()) - np.repeat(starts, lengths)).astype(np.int32)[None],
-        document_ids=np.repeat(np.arange(1, len(examples) + 1, dtype=np.int32), lengths)[None],
+        document_ids=np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)[None],
         token_type_ids=np.concatenate([example.token_type_ids for example in examples])[None],
-        rows=np.concatenate([example.rows + start for example, start in zip(examples, starts, strict=True)]),
-        row_counts=np.array([len(example.rows) for example in examples], dtype=np.int64),
+        rows=np.concatenate([example.rows + end - len(example) for example, end in zip(examples, ends, strict=True)]),
+        row_counts=np.array([count for e in examples for count in e.row_counts or (len(e.rows),)], dtype=np.int64),
         targets=np.concatenate(targets) if targets else None,
         predictions=sum(example.predictions for example in examples),
         sum_squared_lengths=int(np.square(lengths).sum()),
@@ -126,7 +134,7 @@ def join_outputs(outputs: Sequence[Outputs], examples: Sequence[Example]) -> lis
     for output, example in zip(outputs, examples, strict=True):
         if example.record != previous:
             of_records.append([])
-        of_records[-1].append(output)
+        of_records[-1].append({**output, **example.known})
         previous = example.record
     return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in of_records]
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.hashing import Int64Array, derive_key, permutation
 from trainer.errors import UserError
-from trainer.tasks.examples import Example, TaskBatch, make_batch
+from trainer.tasks.examples import TaskBatch, make_batch
+from trainer.tasks.rows import TrainingRows
 
 _CURSOR_MEANING = {
-    "fingerprint": "the training file, the vocabulary, the labels or data.max_length",
+    "fingerprint": "the training file, the vocabulary, the labels, data.max_length, or how rows are drawn",
     "seed": "the seed",
 }
 
@@ -41,14 +41,19 @@ class ExampleOrder:
         return self._epoch[1]
 
 
-def deal(lengths: Int64Array, *, micro_batch_size: int, dp_rank: int, dp_world_size: int) -> list[Int64Array]:
+def deal(
+    lengths: Int64Array, *, micro_batch_size: int, dp_rank: int, dp_world_size: int, group_size: int = 1
+) -> list[Int64Array]:
     """One rank's micro-batches of a global batch, as places in it.
 
     Sorted by length, examples are dealt in turn, so that ranks get about equal work, and each rank cuts its hand
-    into micro-batches of like lengths, of which attention is made in one go.
+    into micro-batches of like lengths, of which attention is made in one go. `group_size` examples, one after the
+    other in the batch, are dealt as one; it divides the batch and the micro-batch.
     """
-    order = np.argsort(lengths, kind="stable")[dp_rank::dp_world_size]
-    return [order[start : start + micro_batch_size] for start in range(0, len(order), micro_batch_size)]
+    groups = lengths.reshape(-1, group_size)
+    order = np.argsort(groups.sum(axis=1), kind="stable")[dp_rank::dp_world_size]
+    places = (order[:, None] * group_size + np.arange(group_size)).ravel()
+    return [places[start : start + micro_batch_size] for start in range(0, len(places), micro_batch_size)]
 
 
 class ExampleLoader:
@@ -56,7 +61,7 @@ class ExampleLoader:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        rows: TrainingRows,
         *,
         term: str,
         seed: int,
@@ -65,24 +70,36 @@ class ExampleLoader:
         dp_rank: int,
         dp_world_size: int,
     ) -> None:
-        self._examples = examples
-        self._lengths = np.array([len(example) for example in examples], dtype=np.int64)
-        self._order = ExampleOrder(len(examples), seed=seed)
+        self._rows = rows
+        self._lengths = np.array([len(example) for example in rows.examples], dtype=np.int64)
+        self._order = ExampleOrder(len(rows), seed=seed)
         self._term = term
         self._global_batch_size = global_batch_size
-        self._deal = {"micro_batch_size": micro_batch_size, "dp_rank": dp_rank, "dp_world_size": dp_world_size}
-        self._identity = {"fingerprint": fingerprint_of(examples), "seed": seed}
+        self._deal = {
+            "micro_batch_size": micro_batch_size,
+            "dp_rank": dp_rank,
+            "dp_world_size": dp_world_size,
+            "group_size": rows.group_size,
+        }
+        self._identity = {"fingerprint": rows.fingerprint(), "seed": seed}
         self._next_row = 0
 
     def __iter__(self) -> Iterator[list[TaskBatch]]:
         return self
 
     def __next__(self) -> list[TaskBatch]:
-        numbers = self._order.examples(self._next_row, self._global_batch_size)
+        first = self._next_row
+        numbers = self._order.examples(first, self._global_batch_size)
         self._next_row += self._global_batch_size
         return [
-            make_batch([self._examples[number] for number in numbers[places]], term=self._term)
-            for places in deal(self._lengths[numbers], **self._deal)
+            make_batch(
+                [
+                    self._rows.example(int(numbers[place]), epoch=(first + int(place)) // len(self._rows))
+                    for place in own
+                ],
+                term=self._term,
+            )
+            for own in deal(self._lengths[numbers], **self._deal)
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,14 +116,3 @@ class ExampleLoader:
                     "under another name"
                 )
         self._next_row = int(state["next_row"])
-
-
-def fingerprint_of(examples: Sequence[Example]) -> str:
-    """SHA-256, in hex, of all that the examples give to the model, in their order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        targets = example.targets if example.targets is not None else np.zeros(0)
-        for array in (example.input_ids, example.token_type_ids, example.rows, targets):
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

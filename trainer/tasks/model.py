@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ class Predicted(NamedTuple):
     outputs: dict[str, Tensor]
 
 
-class TaskHead(nn.Module):
+class TaskHead(nn.Module, ABC):
     """What a task puts on the encoder.
 
     collective: set where all ranks must run its modules equally often, as ZeRO-3 gathers their weights in each.
@@ -33,13 +34,13 @@ class TaskHead(nn.Module):
         """By own name, what a start's weights hold for this head: the pooler's."""
         return {name: weight for name, weight in start.items() if name.startswith("pooler.")}
 
+    @abstractmethod
     def loss(self, hidden: Tensor, row_counts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss, and number of predictions, from [R, hidden] states and [examples] row counts."""
-        raise NotImplementedError
+        """Summed loss, and number of predictions, from [R, hidden] states and a batch's row counts."""
 
+    @abstractmethod
     def outputs(self, hidden: Tensor, row_counts: Tensor) -> dict[str, Tensor]:
         """What is predicted, by name, each [predictions, ...]."""
-        raise NotImplementedError
 
 
 class TaskModel(nn.Module):
@@ -88,6 +89,13 @@ class TaskModel(nn.Module):
     def _term(self, hidden: Tensor, row_counts: Tensor, targets: Tensor) -> LossTerm:
         loss, predictions = self.head.loss(hidden, row_counts, targets)
         return LossTerm(loss, predictions, torch.zeros_like(predictions))
+
+
+def mean_rows(hidden: Tensor, row_counts: Tensor) -> Tensor:
+    """[R, hidden] -> the means of so many rows each, [parts, hidden]."""
+    parts = torch.repeat_interleave(torch.arange(len(row_counts), device=hidden.device), row_counts)
+    sums = hidden.new_zeros(len(row_counts), hidden.shape[1]).index_add(0, parts, hidden)
+    return sums / row_counts[:, None].to(hidden.dtype)
 
 
 def count_of(number: int, *, like: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class Segmentation(TagTask):
 
     metric = "f1"
     metric_names: tuple[str, ...] = ("precision", "recall", "f1")
+    _going_on = ("M", "E")
 
     def __init__(self, config: SegmentationConfig, data: TaskDataConfig) -> None:
         super().__init__(config.head, data, term="segmentation", labels=TAGS)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.finetune_config import TaggingConfig, TagHeadConfig, TaskDataConfig
@@ -23,6 +26,7 @@ class TagTask:
     """What tagging and segmentation share: a tag for every word."""
 
     lower_is_better: frozenset[str] = frozenset()
+    _going_on: tuple[str, ...] = ("I-", "E-")
 
     def __init__(self, head: TagHeadConfig, data: TaskDataConfig, *, term: str, labels: Sequence[str]) -> None:
         self.term = term
@@ -50,6 +54,11 @@ class TagTask:
         head = TagHead(self._head, hidden_size=config.hidden_size, num_tags=len(self.labels))
         return TaskModel(config, head, term=self.term)
 
+    @property
+    def starts_unit(self) -> npt.NDArray[np.bool_]:
+        """Bool [labels]: whether a word of this tag begins a unit; entities and words of a segmentation are whole."""
+        return np.array([not label.startswith(self._going_on) for label in self.labels])
+
     def _tags(self, outputs: Outputs) -> list[str]:
         return [self.labels[number] for number in outputs["tags"]]
 
@@ -60,6 +69,8 @@ class Tagging(TagTask):
     def __init__(self, config: TaggingConfig, data: TaskDataConfig, *, labels: Sequence[str]) -> None:
         super().__init__(config.head, data, term="tagging", labels=labels)
         self._is_plain = config.scheme == "plain"
+        if self._is_plain:
+            self._going_on = ()
         types = sorted({label[2:] for label in labels if label != "O"})
         self._type_metrics = tuple(f"f1_{name}" for name in types)
         self.metric_names = ("accuracy",) if self._is_plain else (*_OVERALL, *self._type_metrics, "accuracy")

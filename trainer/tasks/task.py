@@ -44,7 +44,7 @@ class Task(Protocol):
         ...
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> Mapping[str, float]:
-        """Scores of predictions against the records' targets."""
+        """Scores of predictions against the records' targets, and `loss` where that is over several examples."""
         ...
 
 

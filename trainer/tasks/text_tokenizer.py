@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_pipeline.hashing import Int64Array
 from data_pipeline.tokenizer import METADATA_FILE, Int32Array, Tokenizer
 from trainer.errors import UserError
 
@@ -28,6 +29,10 @@ class TextTokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:
         """The ids of each text."""
+        ...
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> tuple[list[Int32Array], list[Int64Array]]:
+        """`encode`, and where in its text each token lies: int64 [tokens, 2], first character and the end."""
         ...
 
     def encode_words(self, words: Sequence[str]) -> list[Int32Array]:
@@ -51,6 +56,9 @@ class SentencePieceTexts:
 
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:
         return self._tokenizer.encode_batch(texts)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> tuple[list[Int32Array], list[Int64Array]]:
+        return self._tokenizer.encode_with_offsets(texts)
 
     def encode_words(self, words: Sequence[str]) -> list[Int32Array]:
         # A word that the vocabulary has only without a blank before it would begin with a blank by itself.
@@ -78,6 +86,13 @@ class WordPieceTexts:
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> tuple[list[Int32Array], list[Int64Array]]:
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return (
+            [np.array(encoding.ids, dtype=np.int32) for encoding in found],
+            [np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in found],
+        )
 
     def encode_words(self, words: Sequence[str]) -> list[Int32Array]:
         return [ids if len(ids) else np.array([self.unk_id], dtype=np.int32) for ids in self.encode(words)]
