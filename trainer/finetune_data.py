@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.errors import UserError
 from trainer.finetune_config import FineTuneConfig
 from trainer.runtime import Runtime, on_main
@@ -24,7 +24,7 @@ class TaskData:
 
     task: Task
     start: Start | None
-    model: ModelConfig
+    model: EncoderConfig
     examples: list[Example]
     validation: TaskEvaluation
 
@@ -58,11 +58,12 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
     return TaskData(task, start, model, examples, validation)
 
 
-def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: TextTokenizer) -> ModelConfig:
+def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: TextTokenizer) -> EncoderConfig:
     """The encoder's shape with its vocabulary and the recipe's dropout; UserError where tokenizer and model differ."""
+    model: EncoderConfig
     if start is None:
-        assert config.start.model is not None  # the recipe's check
-        model = config.start.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+        assert config.start.new_shape is not None  # the recipe's check
+        model = config.start.new_shape.model_copy(update={"vocab_size": tokenizer.vocab_size})
     else:
         model = start.model
     if (model.vocab_size or 0) < tokenizer.vocab_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.config import ModelConfig
+from trainer.encoder_config import BiLSTMConfig
 
 
 def model_flops(
@@ -51,3 +52,12 @@ def encoder_flops(
     projections = (config.num_layers - 1) * tokens * per_token + tokens * 6 * hidden**2 + last_layer_tokens * last_layer
     attention = config.num_layers * 4 * hidden * sum_squared_document_lengths
     return 3 * (projections + attention)
+
+
+def bilstm_flops(config: BiLSTMConfig, *, tokens: int) -> int:
+    """FLOPs of one forward and backward pass of the recurrent encoder over `tokens` real tokens.
+
+    Four gates of both directions, each from a layer's input and the state before: 8 × hidden × (input + hidden / 2).
+    """
+    inputs = config.embedding_size + (config.num_layers - 1) * config.hidden_size
+    return 3 * tokens * 8 * config.hidden_size * (inputs + config.num_layers * config.hidden_size // 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
@@ -16,7 +16,8 @@ CLASS_PREFIXES: dict[str, str] = {"post": "Bert", "pre": "MegatronBert"}
 _IMPORTED_CLASSES = {
     prefix + suffix for prefix in CLASS_PREFIXES.values() for suffix in ("Model", "ForMaskedLM", "ForPreTraining")
 }
-Suffix = Literal["Model", "ForMaskedLM", "ForPreTraining"]
+TaskSuffix: TypeAlias = Literal["ForSequenceClassification", "ForTokenClassification"]
+Suffix: TypeAlias = Literal["Model", "ForMaskedLM", "ForPreTraining"] | TaskSuffix
 _ACTIVATION_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 _ACTIVATIONS = {**{hf: own for own, hf in _ACTIVATION_NAMES.items()}, "gelu_new": "gelu_tanh"}
 _FIELDS = {
