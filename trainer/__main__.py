@@ -6,7 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainer.commands import check, evaluate, export, finetune, import_hf, parity, predict, pretrain, show_config
+from trainer.commands import (
+    check,
+    evaluate,
+    export,
+    finetune,
+    import_hf,
+    parity,
+    predict,
+    pretrain,
+    serve,
+    show_config,
+    suite,
+    sweep,
+)
 from trainer.errors import run_command
 
 _DESCRIPTION = """\
@@ -20,7 +33,7 @@ Pretrain a BERT-class encoder, or fine-tune one, from a recipe: a YAML file, or 
 
 A run writes runs/NAME: recipe, metrics, TensorBoard, checkpoints, export. Started again, it goes on where it was."""
 
-_COMMANDS = (check, pretrain, finetune, evaluate, predict, export, import_hf, show_config, parity)
+_COMMANDS = (check, pretrain, finetune, sweep, suite, evaluate, predict, serve, export, import_hf, show_config, parity)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
