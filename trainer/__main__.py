@@ -17,7 +17,10 @@ from trainer.commands import (
     predict,
     pretrain,
     profile,
+    serve,
     show_config,
+    suite,
+    sweep,
 )
 from trainer.errors import run_command
 
@@ -32,7 +35,22 @@ Pretrain a BERT-class encoder, or fine-tune one, from a recipe: a YAML file, or 
 
 A run writes runs/NAME: recipe, metrics, TensorBoard, checkpoints, export. Started again, it goes on where it was."""
 
-_COMMANDS = (check, pretrain, finetune, evaluate, predict, export, import_hf, show_config, parity, profile, plan)
+_COMMANDS = (
+    check,
+    pretrain,
+    finetune,
+    sweep,
+    suite,
+    evaluate,
+    predict,
+    serve,
+    export,
+    import_hf,
+    show_config,
+    parity,
+    profile,
+    plan,
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

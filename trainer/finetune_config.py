@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from trainer.augmentation_config import TaskAugmentationConfig
 from trainer.config import ModelConfig, RunConfig, TokenizerConfig
+from trainer.encoder_config import BiLSTMConfig, EncoderConfig
 from trainer.matching_config import (
     MultipleChoiceConfig,
     QuestionAnsweringConfig,
@@ -19,28 +20,44 @@ from trainer.strict_model import Dropout, PositiveInt, StrictModel
 
 
 class StartConfig(StrictModel):
-    """Where encoder and vocabulary come from: `path`, or new weights of the shape `model`.
+    """Where encoder and vocabulary come from: `path`, or new weights of the shape `model`, or those of a baseline.
+
+    encoder: `bilstm` is the recurrent baseline, of new weights, whose shape is `bilstm` or its defaults.
 
     path: a run folder, an imported folder, a Hugging Face folder, each also inside a package as `package:NAME/...`.
     tokenizer: how new weights get theirs, which is trained on the training texts.
-    dropout: replaces both rates of the encoder.
+    dropout: replaces the rates of the encoder.
     """
 
     path: str | None = None
     checkpoint: str = "auto"
     model: ModelConfig | None = None
+    encoder: Literal["bert", "bilstm"] = "bert"
+    bilstm: BiLSTMConfig | None = None
     tokenizer: TokenizerConfig | None = None
     dropout: Dropout | None = None
 
     @model_validator(mode="after")
     def _one_start(self) -> StartConfig:
-        if (self.path is None) == (self.model is None):
+        if self.encoder == "bilstm" and (self.path is not None or self.model is not None):
+            raise ValueError("start.encoder=bilstm has new weights of the shape start.bilstm; remove path and model")
+        if self.encoder == "bert" and self.bilstm is not None:
+            raise ValueError(
+                "start.bilstm is the shape of start.encoder: bilstm, and encoder is bert; set that, or remove it"
+            )
+        if self.encoder == "bert" and (self.path is None) == (self.model is None):
             raise ValueError("set exactly one of start.path (trained weights) and start.model (the shape of new ones)")
-        if self.model is None and self.tokenizer is not None:
+        if self.path is not None and self.tokenizer is not None:
             raise ValueError("start.tokenizer goes with start.model: a model that has weights has its tokenizer")
-        if self.model is not None and self.model.vocab_size is not None:
-            raise ValueError("start.model.vocab_size is decided by start.tokenizer; leave it out")
+        for name, shape in (("model", self.model), ("bilstm", self.bilstm)):
+            if shape is not None and shape.vocab_size is not None:
+                raise ValueError(f"start.{name}.vocab_size is decided by start.tokenizer; leave it out")
         return self
+
+    @property
+    def new_shape(self) -> EncoderConfig | None:
+        """The shape of new weights, None where there are trained ones."""
+        return (self.bilstm or BiLSTMConfig()) if self.encoder == "bilstm" else self.model
 
 
 class ClassificationConfig(StrictModel):
@@ -143,11 +160,35 @@ class TaskDataConfig(StrictModel):
     augmentation: TaskAugmentationConfig | None = None
 
 
+LoraTarget = Literal["query", "key", "value", "output", "up", "down"]
+_QUERY_AND_VALUE: list[LoraTarget] = ["query", "value"]
+
+
+class LoraConfig(StrictModel):
+    """Adapters on projections of every layer; the encoder's own weights are frozen (Hu et al. 2022).
+
+    rank, alpha: a projection W becomes W + alpha / rank × B A, of `rank` rows and columns. dropout: of what A reads.
+    targets: attention's query, key, value and output, the feed-forward's up and down.
+    """
+
+    rank: PositiveInt = 8
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    dropout: Dropout = 0.0
+    targets: list[LoraTarget] = Field(default_factory=lambda: _QUERY_AND_VALUE.copy(), min_length=1)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> LoraConfig:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError("train.lora.targets names a projection twice")
+        return self
+
+
 class TaskTrainConfig(StrictModel):
     """How long (exactly one of `epochs` and `steps`), in which batches, and which weights move how fast.
 
     layer_decay: a layer's rate is that of the layer above times this (Howard and Ruder 2018, section 3.2).
     frozen_layers: the embeddings and so many lowest layers keep their weights; 0 freezes the embeddings alone.
+    lora: of the encoder only adapters are trained.
     stall_minutes: as in pretraining.
     """
 
@@ -158,12 +199,15 @@ class TaskTrainConfig(StrictModel):
     log_every_steps: PositiveInt = 10
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     frozen_layers: Annotated[int, Field(ge=0)] | None = None
+    lora: LoraConfig | None = None
     stall_minutes: Annotated[float, Field(gt=0.0)] | None = 30.0
 
     @model_validator(mode="after")
     def _one_length(self) -> TaskTrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("set exactly one of train.epochs and train.steps")
+        if self.lora is not None and self.frozen_layers is not None:
+            raise ValueError("train.lora freezes all of the encoder; remove train.frozen_layers")
         return self
 
 
@@ -210,6 +254,10 @@ class FineTuneConfig(RunConfig):
         if isinstance(self.task, SentenceEmbeddingConfig):
             sizes = self.train.model_dump(include={"global_batch_size", "micro_batch_size"})
             self.task.check_batches(**sizes)
+        if isinstance(self.task, Seq2SeqConfig) and self.start.encoder == "bilstm":
+            raise ValueError(f"task.name={self.task.name} has a decoder of BERT's layers, and start.encoder is bilstm")
+        if self.train.lora is not None and self.start.encoder == "bilstm":
+            raise ValueError("train.lora is for BERT's layers, and start.encoder is bilstm; remove one of them")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds names a seed twice")
         return self

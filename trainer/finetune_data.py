@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.errors import UserError
 from trainer.finetune_config import FineTuneConfig
 from trainer.matching_config import QuestionAnsweringConfig
@@ -27,7 +28,7 @@ class TaskData:
 
     task: Task
     start: Start | None
-    model: ModelConfig
+    model: EncoderConfig
     rows: TrainingRows
     validation: TaskEvaluation
 
@@ -75,11 +76,12 @@ def spread(records: Sequence[Record], most: int | None) -> list[Record]:
     return [records[place * len(records) // most] for place in range(most)]
 
 
-def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: TextTokenizer) -> ModelConfig:
+def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: TextTokenizer) -> EncoderConfig:
     """The encoder's shape with its vocabulary and the recipe's dropout; UserError where tokenizer and model differ."""
+    model: EncoderConfig
     if start is None:
-        assert config.start.model is not None  # the recipe's check
-        model = config.start.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+        assert config.start.new_shape is not None  # the recipe's check
+        model = config.start.new_shape.model_copy(update={"vocab_size": tokenizer.vocab_size})
     else:
         model = start.model
     if (model.vocab_size or 0) < tokenizer.vocab_size:
@@ -87,6 +89,8 @@ def resolve_model(config: FineTuneConfig, start: Start | None, *, tokenizer: Tex
             f"{config.start.path}: its tokenizer has {tokenizer.vocab_size} pieces and its model only "
             f"{model.vocab_size}; they do not belong together"
         )
+    if config.train.lora is not None and isinstance(model, ModelConfig) and model.family != "bert":
+        raise UserError(f"train.lora is for BERT's layers, and the model is of family {model.family}; remove it")
     frozen = config.train.frozen_layers
     if frozen is not None and frozen > model.num_layers:
         raise UserError(f"train.frozen_layers={frozen}, and the model has {model.num_layers} layers")

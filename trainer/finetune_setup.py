@@ -11,13 +11,13 @@ import numpy as np
 from data_pipeline.hashing import Int64Array
 from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
-from trainer.config import ModelConfig
 from trainer.ds_config import DeepSpeedPlan, build_ds_config
+from trainer.encoder_config import BiLSTMConfig, EncoderConfig
 from trainer.errors import UserError
 from trainer.finetune_config import FineTuneConfig
 from trainer.finetune_data import TaskData, read_task_data
 from trainer.finetune_plan import plan_steps, plan_task_batches
-from trainer.flops import encoder_flops
+from trainer.flops import bilstm_flops, encoder_flops
 from trainer.half_precision import half_precisions
 from trainer.model.create import initialize_weights
 from trainer.model.weights import load_weights
@@ -31,6 +31,7 @@ from trainer.step_engine import EngineSettings
 from trainer.task_evaluate import TaskEvaluation, TaskResult
 from trainer.tasks.examples import TaskBatch
 from trainer.tasks.loader import ExampleLoader
+from trainer.tasks.lora import add_lora, is_adapter, start_at_zero
 from trainer.tasks.model import TaskModel
 from trainer.tasks.rates import task_parameter_groups
 from trainer.tasks.task import Task
@@ -49,7 +50,7 @@ class FineTuneRun:
     checkpoints: CheckpointStore
     state: RunState
     task: Task
-    model: ModelConfig
+    model: EncoderConfig
     term_weights: Mapping[str, float]
     total_steps: int
     evaluate_every_steps: int
@@ -87,9 +88,12 @@ class FineTuneRun:
 
     def flops(self, batches: Sequence[TaskBatch]) -> int:
         """Model FLOPs of training on some micro-batches; the head's are left out."""
+        tokens = sum(batch.tokens for batch in batches)
+        if isinstance(self.model, BiLSTMConfig):
+            return bilstm_flops(self.model, tokens=tokens)
         return encoder_flops(
             self.model,
-            tokens=sum(batch.tokens for batch in batches),
+            tokens=tokens,
             sum_squared_document_lengths=sum(batch.sum_squared_lengths for batch in batches),
             last_layer_tokens=sum(batch.predicted_tokens for batch in batches),
         )
@@ -160,10 +164,15 @@ def check_task_fits(source: CheckpointReader, config: FineTuneConfig, *, data: T
     """UserError where a checkpoint is of another model, vocabulary or labels, or past the run's last step."""
     check_optimizer(config, source)
     saved, now = (
-        {"model": model, "labels": labels, "start": {"tokenizer": start["tokenizer"]}}
-        for model, labels, start in (
-            (source.state["model"], source.state["labels"], source.state["config"]["start"]),
-            (data.model.model_dump(), list(data.task.labels), config.start.model_dump()),
+        {
+            "model": model,
+            "labels": labels,
+            "start": {"tokenizer": recipe["start"]["tokenizer"]},
+            "train": {"lora": recipe["train"].get("lora")},
+        }
+        for model, labels, recipe in (
+            (source.state["model"], source.state["labels"], source.state["config"]),
+            (data.model.model_dump(), list(data.task.labels), config.model_dump()),
         )
     )
     differing = [change for change in changes(saved, now) if "dropout" not in change]
@@ -182,7 +191,10 @@ def check_task_fits(source: CheckpointReader, config: FineTuneConfig, *, data: T
 def initial_model(config: FineTuneConfig, data: TaskData, *, report: Callable[[str], None]) -> TaskModel:
     """The task's model with the start's weights, what these lack drawn from the seed; the same on every rank."""
     made = data.task.create_model(data.model)
+    if config.train.lora is not None:
+        add_lora(made, config=config.train.lora)
     initialize_weights(made, std=data.model.initializer_range, seed=config.seed)
+    start_at_zero(made)
     if data.start is not None:
         parameters = dict(made.named_parameters())
         encoder = {name: weight for name, weight in data.start.weights.items() if name.startswith("encoder.")}
@@ -190,8 +202,14 @@ def initial_model(config: FineTuneConfig, data: TaskData, *, report: Callable[[s
         own = encoder | {f"head.{name}": weight for name, weight in head.items()}
         taken = {name: weight for name, weight in own.items() if name in parameters}
         load_weights(made, {**parameters, **taken}, source=str(config.start.path))
-        new = ", ".join(name for name in parameters if name not in taken)
+        new = ", ".join(name for name in parameters if name not in taken and not is_adapter(name))
         report(f"{len(taken)} weights from {config.start.path}; new: {new}")
+    if config.train.lora is not None:
+        trained, all_of_them = (
+            sum(parameter.numel() for parameter in made.parameters() if parameter.requires_grad or frozen_too)
+            for frozen_too in (False, True)
+        )
+        report(f"adapters of rank {config.train.lora.rank}: {trained:,} of {all_of_them:,} weights are trained")
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.config import ModelConfig
+from trainer.encoder_config import BiLSTMConfig
 from trainer.model.encoder import feed_forward_flops
 
 
@@ -72,3 +73,12 @@ def encoder_flops(
     seen = global_layers * seen_globally + (config.num_layers - global_layers) * seen_locally
     attention = 4 * hidden * seen
     return 3 * (projections + attention)
+
+
+def bilstm_flops(config: BiLSTMConfig, *, tokens: int) -> int:
+    """FLOPs of one forward and backward pass of the recurrent encoder over `tokens` real tokens.
+
+    Four gates of both directions, each from a layer's input and the state before: 8 × hidden × (input + hidden / 2).
+    """
+    inputs = config.embedding_size + (config.num_layers - 1) * config.hidden_size
+    return 3 * tokens * 8 * config.hidden_size * (inputs + config.num_layers * config.hidden_size // 2)

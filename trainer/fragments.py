@@ -52,13 +52,17 @@ def fragment_key(kind: str, name: str, start: int) -> str:
 
 @dataclass(frozen=True)
 class Fragment:
-    """`numel` elements of parameter `name` from its flattened element `start`, lying in `flat` from `offset`."""
+    """`numel` elements of parameter `name` from its flattened element `start`, lying in `flat` from `offset`.
+
+    is_everywhere: every data-parallel rank holds these elements, not this one alone.
+    """
 
     name: str
     start: int
     numel: int
     flat: Tensor
     offset: int
+    is_everywhere: bool = False
 
     def view(self, tensor: Tensor) -> Tensor:
         """This fragment's part of `flat`, or of a tensor that has its shape, as a 1-D view."""
@@ -70,15 +74,20 @@ def local_fragments(
 ) -> list[Fragment]:
     """The fragments of named parameters that this rank holds; at stage 0 every rank holds all of each.
 
-    `optimizer` is the engine's: DeepSpeed's wrapper at stages 1 to 3, the plain optimiser at stage 0.
+    `optimizer` is the engine's: DeepSpeed's wrapper at stages 1 to 3, the plain optimiser at stage 0. It knows nothing
+    of parameters without gradients: these are their own masters, whole at stages 1 and 2, partitioned at stage 3.
     """
     locate = {0: _whole, 1: _of_flat_group, 2: _of_flat_group, 3: _of_subgroup}[zero_stage]
-    found = (locate(name, parameter, optimizer, dp_rank) for name, parameter in parameters.items())
+    locate_frozen = _of_frozen_partition if zero_stage == 3 else _whole
+    found = (
+        (locate if parameter.requires_grad else locate_frozen)(name, parameter, optimizer, dp_rank)
+        for name, parameter in parameters.items()
+    )
     return [fragment for fragment in found if fragment is not None]
 
 
 def _whole(name: str, parameter: nn.Parameter, optimizer: Any, dp_rank: int) -> Fragment:
-    return Fragment(name=name, start=0, numel=parameter.numel(), flat=parameter, offset=0)
+    return Fragment(name=name, start=0, numel=parameter.numel(), flat=parameter, offset=0, is_everywhere=True)
 
 
 def _of_flat_group(name: str, parameter: Any, optimizer: Any, dp_rank: int) -> Fragment | None:
@@ -104,6 +113,13 @@ def _of_subgroup(name: str, parameter: Any, optimizer: Any, dp_rank: int) -> Fra
     return Fragment(
         name=name, start=start, numel=numel, flat=optimizer.fp32_partitioned_groups_flat[group], offset=offset
     )
+
+
+def _of_frozen_partition(name: str, parameter: Any, optimizer: Any, dp_rank: int) -> Fragment | None:
+    partition = parameter.ds_tensor
+    start = partition.ds_numel * dp_rank
+    numel = min(partition.ds_numel, parameter.ds_numel - start)
+    return Fragment(name=name, start=start, numel=numel, flat=partition, offset=0) if numel > 0 else None
 
 
 def optimizer_tensors(fragment: Fragment, base_optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -167,9 +167,9 @@ class EngineStep:
     def _own_fragments(self) -> list[Fragment]:
         """This rank's part of what all ranks hold together, every element once."""
         fragments = [fragment for fragment in self._fragments() if not self._is_copy(fragment.name)]
-        if self._zero_stage > 0:
-            return fragments
-        return fragments[self._topology.dp_rank :: self._topology.dp_world_size]
+        everywhere = [fragment for fragment in fragments if fragment.is_everywhere]
+        dealt = everywhere[self._topology.dp_rank :: self._topology.dp_world_size]
+        return [fragment for fragment in fragments if not fragment.is_everywhere] + dealt
 
     def layer_norms(self) -> dict[str, float]:
         return layer_norms((fragment.name, self._parts(fragment)) for fragment in self._own_fragments())

@@ -12,20 +12,16 @@ from typing import IO, Any
 
 import torch
 
-from trainer.config import ModelConfig
 from trainer.errors import UserError
-from trainer.export import choose_checkpoint
 from trainer.finetune_config import FineTuneConfig
-from trainer.model.weights import load_weights
-from trainer.run_folder import load_finetuned
 from trainer.task_evaluate import PredictStep, TaskEvaluation, plain_predict_step, predict_examples
-from trainer.task_start import TOKENIZER_DIR
-from trainer.tasks.choose import known_task, reader_for, with_tokenizer
-from trainer.tasks.examples import Record, join_outputs
+from trainer.task_model import load_trained
+from trainer.tasks.choose import reader_for
+from trainer.tasks.examples import Example, Outputs, Record, join_outputs
 from trainer.tasks.tables import suffix_of
 from trainer.tasks.task import Prediction, RecordReader, Task
 from trainer.tasks.text_lines import decode_line, numbered_lines
-from trainer.tasks.text_tokenizer import TextTokenizer, load_texts
+from trainer.tasks.text_tokenizer import TextTokenizer
 
 # So many records are sorted by length together; their predictions are written before the next are read.
 CHUNK_RECORDS = 4096
@@ -45,21 +41,23 @@ class Predictor:
     @classmethod
     def load(cls, run_dir: Path, *, which: str) -> Predictor:
         """Read a run's checkpoint; UserError where `run_dir` is no fine-tuned run."""
-        config = load_finetuned(run_dir)
-        source = choose_checkpoint(run_dir, which=which)
-        tokenizer = load_texts(run_dir / TOKENIZER_DIR)
-        task = with_tokenizer(known_task(config, source.state["labels"]), tokenizer)
-        model = task.create_model(ModelConfig(**source.state["model"]))
-        load_weights(model, source.evaluation_weights(), source=str(source.folder))
+        trained = load_trained(run_dir, which=which)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        step = plain_predict_step(model.to(device), device=device)
-        return cls(config, source.folder, task, reader_for(config), tokenizer, step)
+        step = plain_predict_step(trained.model.to(device), device=device)
+        reader = reader_for(trained.config)
+        return cls(trained.config, trained.checkpoint, trained.task, reader, trained.tokenizer, step)
 
     def predict(self, records: Sequence[Record]) -> list[Prediction]:
         """A prediction for each record, in their order; batched by length."""
         examples = self.task.examples(records, self.tokenizer)
         batch_tokens = self.config.evaluation.batch_tokens
         outputs, _ = predict_examples(examples, self.step, term=self.task.term, batch_tokens=batch_tokens)
+        return self.predictions(records, examples=examples, outputs=outputs)
+
+    def predictions(
+        self, records: Sequence[Record], *, examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Prediction]:
+        """The records' predictions from the outputs of their examples."""
         joined = join_outputs(outputs, examples)
         return [self.task.prediction(record, of_record) for record, of_record in zip(records, joined, strict=True)]
 
@@ -76,12 +74,18 @@ class Predictor:
 
 
 def score_run(run_dir: Path, *, which: str, file: Path | None = None) -> dict[str, Any]:
-    """The checkpoint, and its scores on the recipe's validation and test files, or on `file` alone."""
+    """The checkpoint, what chose it, and its scores on the recipe's validation and test files, or on `file` alone."""
     predictor = Predictor.load(run_dir, which=which)
     data = predictor.config.data
     named = {"validation": data.validation, "test": data.test} if file is None else {str(file): str(file)}
     parts = {name: predictor.score(Path(path)) for name, path in named.items() if path is not None}
-    return {"checkpoint": str(predictor.checkpoint), "parts": parts}
+    metric = predictor.config.evaluation.metric or predictor.task.metric
+    return {
+        "checkpoint": str(predictor.checkpoint),
+        "metric": metric,
+        "lower_is_better": metric in predictor.task.lower_is_better,
+        "parts": parts,
+    }
 
 
 def predict_to(predictor: Predictor, *, source: str, out: IO[str]) -> int:

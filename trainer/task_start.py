@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipeline.tokenizer import train_tokenizer
 from trainer.checkpoint import CheckpointStore
 from trainer.config import ModelConfig, TokenizerConfig
+from trainer.encoder_config import BiLSTMConfig, EncoderConfig
 from trainer.errors import UserError
 from trainer.export import open_encoder
 from trainer.finetune_config import FineTuneConfig, StartConfig
@@ -108,8 +109,10 @@ def _train_tokenizer(config: FineTuneConfig, texts: Iterable[str], *, folder: Pa
             raise UserError(message) from error
 
 
-def with_dropout(model: ModelConfig, dropout: float | None) -> ModelConfig:
-    """The shape with both dropout rates replaced, unless `dropout` is None."""
+def with_dropout(model: EncoderConfig, dropout: float | None) -> EncoderConfig:
+    """The shape with the encoder's dropout rates replaced, unless `dropout` is None."""
     if dropout is None:
         return model
+    if isinstance(model, BiLSTMConfig):
+        return model.model_copy(update={"dropout": dropout})
     return model.model_copy(update={"hidden_dropout": dropout, "attention_dropout": dropout})

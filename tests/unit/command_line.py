@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -76,6 +77,15 @@ class Commands:
         code = self._ask(wait=number)
         return Finished(code, *(Path(f"{self._out}.{number}.{stream}").read_text("utf-8") for stream in ("out", "err")))
 
+    def said(self, number: int) -> str:
+        """What a started command has written so far."""
+        path = Path(f"{self._out}.{number}.out")
+        return path.read_text("utf-8") if path.is_file() else ""
+
+    def tell(self, number: int, what: signal.Signals) -> None:
+        """Send a signal to a started command."""
+        self._ask(tell=number, signal=int(what))
+
     def run(self, *arguments: object, cwd: Path) -> Finished:
         """Run a command to its end."""
         return self.wait(self.start(*arguments, cwd=cwd))
@@ -127,6 +137,9 @@ def _serve() -> None:
         request = json.loads(line)
         if "wait" in request:
             answer = os.waitstatus_to_exitcode(os.waitpid(started.pop(request["wait"]), 0)[1])
+        elif "tell" in request:
+            answer = 0
+            os.kill(started[request["tell"]], request["signal"])
         else:
             answer = os.fork()
             if answer == 0:

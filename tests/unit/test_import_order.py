@@ -26,6 +26,7 @@ LEVELS = (
         "trainer.data_config",
         "trainer.train_config",
         "trainer.config",
+        "trainer.encoder_config",
         "trainer.topology",
         "trainer.phases",
         "trainer.events",
@@ -98,6 +99,8 @@ LEVELS = (
         "trainer.pretraining_run",
         "trainer.task_evaluate",
         "trainer.task_start",
+        "trainer.task_model",
+        "trainer.task_export",
     ),
     ("trainer.setup", "trainer.finetune_data", "trainer.finetune_setup"),
     (
@@ -111,7 +114,15 @@ LEVELS = (
         "trainer.parity_run",
         "trainer.task_predict",
     ),
-    ("trainer.pretrain", "trainer.finetune", "trainer.profile_run", "trainer.profile_text"),
+    (
+        "trainer.pretrain",
+        "trainer.finetune",
+        "trainer.profile_run",
+        "trainer.profile_text",
+        "trainer.sweep",
+        "trainer.suites.*",
+        "trainer.serving.*",
+    ),
     ("trainer.commands.*",),
     ("trainer.__main__", "trainer.demo", "data_pipeline.__main__", "cluster.__main__"),
 )

@@ -20,6 +20,11 @@ def add_recipe(parser: argparse.ArgumentParser, *, default: str | None = None) -
         nargs="?" if default else None,
         default=default,
     )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """--set."""
     parser.add_argument(
         "--set",
         dest="overrides",

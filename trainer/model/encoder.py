@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.errors import UserError
 from trainer.model.attention import SelfAttention
 from trainer.model.dropout import Dropout
@@ -30,7 +31,7 @@ def layer_norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.family == "bert")
 
 
-def vocab_size(config: ModelConfig) -> int:
+def vocab_size(config: EncoderConfig) -> int:
     """The vocabulary's size; a UserError where the recipe leaves it to the tokenizer and nobody has filled it in."""
     if config.vocab_size is None:
         raise UserError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.model.encoder import ACTIVATIONS, layer_norm, vocab_size
 
 
@@ -34,7 +35,7 @@ class MaskedLanguageModelHead(nn.Module):
 class Pooler(nn.Module):
     """Dense and tanh over a document's first token (Devlin et al. 2019, section 3.1)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
@@ -18,7 +18,8 @@ CLASS_PREFIXES: dict[str, str] = {"post": "Bert", "pre": "MegatronBert"}
 _IMPORTED_CLASSES = {
     prefix + suffix for prefix in CLASS_PREFIXES.values() for suffix in ("Model", "ForMaskedLM", "ForPreTraining")
 } | {"ModernBertModel", "ModernBertForMaskedLM"}
-Suffix = Literal["Model", "ForMaskedLM", "ForPreTraining"]
+TaskSuffix: TypeAlias = Literal["ForSequenceClassification", "ForTokenClassification"]
+Suffix: TypeAlias = Literal["Model", "ForMaskedLM", "ForPreTraining"] | TaskSuffix
 _FIELDS = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",

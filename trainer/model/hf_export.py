@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +13,8 @@ from torch import Tensor
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.model.encoder import sinusoidal_table
-from trainer.model.hf_config import Suffix, to_hf_config
+from trainer.model.export_folder import MARK, check_out, export_folder
+from trainer.model.hf_config import Suffix, TaskSuffix, to_hf_config
 from trainer.model.hf_names import (
     BASE_PREFIXES,
     DECODER_BIAS,
@@ -30,20 +29,44 @@ from trainer.model.hf_names import (
 )
 from trainer.model.hf_tokenizer import export_tokenizer
 
-EXPORT_MARK = {"exported_by": "bertline"}
+# By the class's suffix: the pipeline that shows it, and a text for it.
+_PIPELINES = {
+    "MaskedLM": ("fill-mask", "The capital is [MASK]."),
+    "PreTraining": ("fill-mask", "The capital is [MASK]."),
+    "SequenceClassification": ("text-classification", "The capital is large."),
+    "TokenClassification": ("token-classification", "The capital is large."),
+}
+
+
+class HfHead(NamedTuple):
+    """A task's head on an exported encoder.
+
+    suffix: of its class. weights: by Hugging Face's names. settings: what config.json says of it besides.
+    """
+
+    suffix: TaskSuffix
+    weights: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
 
 
 def export_hf(
-    model_state: Mapping[str, Tensor], *, config: ModelConfig, tokenizer_folder: Path, out: Path, max_seq_len: int
+    model_state: Mapping[str, Tensor],
+    *,
+    config: ModelConfig,
+    tokenizer_folder: Path,
+    out: Path,
+    max_seq_len: int,
+    head: HfHead | None = None,
 ) -> None:
     """Write config, weights, tokenizer and a model card into `out`, whole or not at all; called on one rank.
 
     `model_state` is a model's `state_dict`: the encoder, with any of MLM head, pooler and pair head. The folder holds
-    a (Megatron)BertForPreTraining where there are all three, a (Megatron|Modern)BertForMaskedLM where there is an MLM
-    head but no pair head, else a (Megatron|Modern)BertModel. A former export in `out` is replaced. UserError for
-    weights that do not fit `config`, for a tokenizer that cannot be expressed or is larger than the vocabulary, and
-    for an `out` that holds something else.
+    the class of `head` where one is given, a (Megatron)BertForPreTraining where there are all three, a
+    (Megatron|Modern)BertForMaskedLM where there is an MLM head but no pair head, else a (Megatron|Modern)BertModel. A
+    former export in `out` is replaced. UserError for weights that do not fit `config`, for a tokenizer that cannot be
+    expressed or is larger than the vocabulary, and for an `out` that holds something else.
     """
+    check_out(out)
     weights = _stored_weights(model_state, config)
     if max_seq_len > config.max_positions:
         raise UserError(f"max_seq_len={max_seq_len} is longer than model.max_positions={config.max_positions}")
@@ -51,33 +74,8 @@ def export_hf(
         vocabulary = export_tokenizer(tokenizer_folder, out=partial, max_seq_len=max_seq_len)
         if vocabulary is not None:
             weights = _trim_vocabulary(weights, size=vocabulary, tokenizer_folder=tokenizer_folder)
-        _write_model(weights, config.model_copy(update={"vocab_size": len(weights[WORD_WEIGHT])}), partial)
-
-
-@contextmanager
-def export_folder(out: Path) -> Iterator[Path]:
-    """A folder to write an export into, which becomes `out` when the block ends well; a former export is replaced."""
-    _check_out(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        _put_in_place(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_out(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        former = json.loads((out / "config.json").read_text(encoding="utf-8")).items() >= EXPORT_MARK.items()
-    except (OSError, ValueError, AttributeError):
-        former = False
-    if not former:
-        raise UserError(f"{out} exists and is no former export; name another folder or remove it")
+        shape = config.model_copy(update={"vocab_size": len(weights[WORD_WEIGHT])})
+        _write_model(weights, shape, partial, head=head)
 
 
 def _stored_weights(model_state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -104,20 +102,22 @@ def _trim_vocabulary(weights: dict[str, Tensor], *, size: int, tokenizer_folder:
     return weights | {name: weights[name][:size] for name in per_word}
 
 
-def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
-    has_head = DECODER_BIAS in weights
+def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Path, *, head: HfHead | None) -> None:
     names = hf_names(config)
     # In a BertForMaskedLM the encoder is the part named `bert`; a BertModel is that part itself.
-    prefix = BASE_PREFIXES[config.family] if has_head else ""
+    prefix = BASE_PREFIXES[config.family] if head is not None or DECODER_BIAS in weights else ""
     stored = {
         ("" if name.startswith(("head.", "pair_head.")) else prefix) + names[name]: weight.contiguous()
         for name, weight in weights.items()
     }
+    if head is not None:
+        stored |= {name: weight.contiguous() for name, weight in head.weights.items()}
     write_safetensors(stored, folder=folder)
     dtype = str(weights[WORD_WEIGHT].dtype).removeprefix("torch.")
-    content = to_hf_config(config, suffix=_class_suffix(weights), dtype=dtype) | EXPORT_MARK
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_model_card(config, content["architectures"][0], weights), encoding="utf-8")
+    suffix = head.suffix if head is not None else class_suffix(weights)
+    content = to_hf_config(config, suffix=suffix, dtype=dtype) | dict(head.settings if head is not None else {}) | MARK
+    (folder / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(config, content["architectures"][0], stored), encoding="utf-8")
 
 
 def write_safetensors(weights: Mapping[str, Tensor], *, folder: Path) -> None:
@@ -131,25 +131,24 @@ def write_safetensors(weights: Mapping[str, Tensor], *, folder: Path) -> None:
         raise UserError(f"{folder.parent}: the weights could not be written ({error}); is the disk full?") from None
 
 
-def _class_suffix(weights: Mapping[str, Tensor]) -> Suffix:
+def class_suffix(weights: Mapping[str, Tensor]) -> Suffix:
+    """Of the class that has the heads of pretraining which there are weights for."""
     if DECODER_BIAS not in weights:
         return "Model"
     return "ForPreTraining" if PAIR_WEIGHT in weights else "ForMaskedLM"
 
 
-def _model_card(config: ModelConfig, architecture: str, weights: Mapping[str, Tensor]) -> str:
-    count = sum(weight.numel() for weight in weights.values())
-    if DECODER_BIAS in weights:
-        task, use = "pipeline_tag: fill-mask\n", "pipeline('fill-mask', model='.')('The capital is [MASK].')"
-        load = f"from transformers import pipeline\n\nprint({use})"
+def _model_card(config: ModelConfig, architecture: str, stored: Mapping[str, Tensor]) -> str:
+    count = sum(weight.numel() for weight in stored.values())
+    tag, example = _PIPELINES.get(architecture.partition("For")[2], ("", ""))
+    task = f"pipeline_tag: {tag}\n" if tag else ""
+    if tag:
+        load = f"from transformers import pipeline\n\nprint(pipeline('{tag}', model='.')('{example}'))"
     else:
-        task, load = "", "from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained('.')"
+        load = "from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained('.')"
     norm = "pre" if config.family == "modernbert" else config.norm
-    pooler = (
-        ""
-        if config.family == "modernbert" or "pooler.dense.weight" in weights
-        else "\nThere is no pooler: none was trained.\n"
-    )
+    has_pooler = any(name.endswith("pooler.dense.weight") for name in stored)
+    pooler = "" if config.family == "modernbert" or has_pooler else "\nThere is no pooler: none was trained.\n"
     return f"""---
 library_name: transformers
 {task}---
@@ -162,15 +161,3 @@ library_name: transformers
 {load}
 ```
 """
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; a former export steps aside first, so that no reader meets a mixture."""
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    former = out.with_name(f".{out.name}.former-{os.getpid()}")
-    if out.exists():
-        out.rename(former)
-    partial.rename(out)
-    shutil.rmtree(former, ignore_errors=True)

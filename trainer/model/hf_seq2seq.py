@@ -12,8 +12,9 @@ from torch import Tensor
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.model.encoder import sinusoidal_table
+from trainer.model.export_folder import MARK, check_out, export_folder
 from trainer.model.hf_config import to_hf_config
-from trainer.model.hf_export import EXPORT_MARK, export_folder, write_safetensors
+from trainer.model.hf_export import write_safetensors
 from trainer.model.hf_names import POSITION_WEIGHT, WORD_WEIGHT, hf_names
 from trainer.model.hf_tokenizer import export_tokenizer
 
@@ -59,6 +60,7 @@ def export_encoder_decoder(
             "encoder-decoders with norm: post are exported"
         )
     weights = {name: weight.detach().cpu() for name, weight in model_state.items()}
+    check_out(out)
     with export_folder(out) as folder:
         rows = len(weights[WORD_WEIGHT])
         size = export_tokenizer(tokenizer_folder, out=folder, max_seq_len=max_seq_len) or rows
@@ -119,7 +121,7 @@ def _model_config(config: ModelConfig, *, dtype: str, writing: WritingSettings) 
         "pad_token_id": _PAD_ID,
         "vocab_size": config.vocab_size,
         "dtype": dtype,
-        **EXPORT_MARK,
+        **MARK,
     }
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.hashing import Int64Array
 from data_pipeline.tokenizer import Int32Array
-from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.finetune_config import TaskDataConfig
 from trainer.model.dropout import Dropout
 from trainer.tasks.examples import Example, Outputs, Record
@@ -64,7 +64,7 @@ class ChoiceTask:
     def check(self, records: Sequence[Record]) -> None:
         """Nothing is left to check: the reader knows how many texts each record has."""
 
-    def create_model(self, config: ModelConfig) -> TaskModel:
+    def create_model(self, config: EncoderConfig) -> TaskModel:
         """Encoder and head, weights still to be set."""
         return TaskModel(config, ChoiceHead(self._dropout, hidden_size=config.hidden_size), term=self.term)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.tokenizer import Int32Array
-from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.errors import UserError
 from trainer.finetune_config import ClassificationConfig, TaskDataConfig
 from trainer.model.dropout import Dropout
@@ -38,7 +38,7 @@ class ClassificationHead(TaskHead):
 
     class_weights: Tensor
 
-    def __init__(self, config: ClassificationConfig, model: ModelConfig, *, class_weights: Sequence[float]) -> None:
+    def __init__(self, config: ClassificationConfig, model: EncoderConfig, *, class_weights: Sequence[float]) -> None:
         super().__init__()
         self.output = config.output
         self.mean = config.pooling == "mean"
@@ -51,9 +51,13 @@ class ClassificationHead(TaskHead):
         """[R, hidden] -> fp32 [documents, classes]."""
         if self.mean:
             hidden = mean_rows(hidden, row_counts)
+        return self.score(hidden)
+
+    def score(self, vectors: Tensor) -> Tensor:
+        """A vector for each document, [documents, hidden], first token or mean -> fp32 [documents, classes]."""
         if self.pooler is not None:
-            hidden = self.pooler(hidden)
-        scores: Tensor = self.project(self.dropout(hidden)).float()
+            vectors = self.pooler(vectors)
+        scores: Tensor = self.project(self.dropout(vectors)).float()
         return scores
 
     def loss(self, hidden: Tensor, row_counts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +160,7 @@ class Classification:
         hot[0, [self._numbers[name] for name in record.target]] = 1.0
         return hot
 
-    def create_model(self, config: ModelConfig) -> TaskModel:
+    def create_model(self, config: EncoderConfig) -> TaskModel:
         """Encoder and head, weights still to be set."""
         head = ClassificationHead(self._config, config, class_weights=self._class_weights)
         return TaskModel(config, head, term=self.term)

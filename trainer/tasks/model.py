@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.config import ModelConfig
+from trainer.encoder_config import BiLSTMConfig, EncoderConfig
+from trainer.model.bilstm import BiLSTMEncoder
+from trainer.model.encoder import Encoder
 from trainer.model.family import create_encoder
 from trainer.model.layout import TokenLayout
 from trainer.model.loss_term import LossTerm
@@ -46,11 +48,12 @@ class TaskHead(nn.Module, ABC):
 class TaskModel(nn.Module):
     """The encoder with a task's head; `term` names its loss."""
 
-    def __init__(self, config: ModelConfig, head: TaskHead, *, term: str) -> None:
+    def __init__(self, config: EncoderConfig, head: TaskHead, *, term: str) -> None:
         super().__init__()
         self.config = config
         self.term = term
-        self.encoder = create_encoder(config)
+        self.encoder: Encoder | BiLSTMEncoder
+        self.encoder = BiLSTMEncoder(config) if isinstance(config, BiLSTMConfig) else create_encoder(config)
         self.head = head
 
     def freeze_below(self, layers: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.finetune_config import TaskDataConfig
 from trainer.matching_config import QuestionAnsweringConfig
 from trainer.tasks.examples import Example, Outputs, Record
@@ -38,7 +38,7 @@ class QuestionAnswering:
         """A token sequence for each window, in the order of the records."""
         return question_examples(records, tokenizer, config=self._config, data=self._data)
 
-    def create_model(self, config: ModelConfig) -> TaskModel:
+    def create_model(self, config: EncoderConfig) -> TaskModel:
         """Encoder and head, weights still to be set."""
         return TaskModel(config, QuestionHead(self._config, hidden_size=config.hidden_size), term=self.term)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.finetune_config import TaskDataConfig
 from trainer.matching_config import SentenceEmbeddingConfig
 from trainer.tasks.choice import encode_texts
@@ -72,7 +72,7 @@ class SentenceEmbedding:
     def check(self, records: Sequence[Record]) -> None:
         """Nothing is left to check: the reader knows whether a pair has a score."""
 
-    def create_model(self, config: ModelConfig) -> TaskModel:
+    def create_model(self, config: EncoderConfig) -> TaskModel:
         """Encoder and head, weights still to be set."""
         head = EmbeddingHead(group_size=self._config.group_size, temperature=self._config.temperature)
         return TaskModel(config, head, term=self.term)

@@ -10,6 +10,7 @@ import numpy as np
 from data_pipeline.hashing import Int64Array
 from data_pipeline.tokenizer import Int32Array
 from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.finetune_config import TaskDataConfig
 from trainer.seq2seq_config import Seq2SeqConfig
 from trainer.tasks.examples import Example, Outputs, Record, too_long
@@ -80,8 +81,9 @@ class Seq2Seq(ABC):
             raise too_long(record.where, length=length, max_length=max_length, limit=limit)
         return max(0, length - max_length)
 
-    def create_model(self, config: ModelConfig) -> TaskModel:
+    def create_model(self, config: EncoderConfig) -> TaskModel:
         """Encoder and decoder over one word embedding, weights still to be set."""
+        assert isinstance(config, ModelConfig)  # the recipe's check
         # What is written may be as long as what is trained: a target without [CLS], with [SEP].
         rules = WritingRules(self.tokenizer.cls_id, self.tokenizer.sep_id, self._target_length - 1)
         head = Seq2SeqHead(self._config, config, rules=rules)

@@ -8,30 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from trainer.finetune_config import TagHeadConfig
+from trainer.model.bilstm import BiLSTM
 from trainer.model.dropout import Dropout
 from trainer.tasks.crf import ConditionalRandomField
 from trainer.tasks.model import TaskHead, count_of
-
-
-class BiLSTM(nn.Module):
-    """A layer of LSTM in each direction over padded sentences (Graves and Schmidhuber 2005).
-
-    Not torch's own form over packed sentences, whose backward pass on a CPU is quadratic in their number of words.
-    """
-
-    def __init__(self, input_size: int, size: int) -> None:
-        super().__init__()
-        self.onward = nn.LSTM(input_size, size, batch_first=True)
-        self.back = nn.LSTM(input_size, size, batch_first=True)
-
-    def forward(self, padded: Tensor, row_counts: Tensor) -> Tensor:
-        """[sentences, longest, input] -> [sentences, longest, 2 size], nothing to be read behind a sentence's end."""
-        place = torch.arange(padded.shape[1], device=padded.device)
-        mirrored = row_counts[:, None] - 1 - place
-        order = torch.where(mirrored >= 0, mirrored, place)[..., None]
-        onward, _ = self.onward(padded)
-        back, _ = self.back(padded.gather(1, order.expand_as(padded)))
-        return torch.cat([onward, back.gather(1, order.expand_as(back))], dim=2)
 
 
 class TagHead(TaskHead):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.errors import UserError
 from trainer.finetune_config import TaggingConfig, TagHeadConfig, TaskDataConfig
 from trainer.tasks.examples import Example, Outputs, Record
@@ -49,7 +49,7 @@ class TagTask:
         """Token sequences in the order of the records, several for a sentence longer than one."""
         return tag_examples(records, tokenizer, numbers=self._numbers, data=self._data)
 
-    def create_model(self, config: ModelConfig) -> TaskModel:
+    def create_model(self, config: EncoderConfig) -> TaskModel:
         """Encoder and head, weights still to be set."""
         head = TagHead(self._head, hidden_size=config.hidden_size, num_tags=len(self.labels))
         return TaskModel(config, head, term=self.term)

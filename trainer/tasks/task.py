@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.config import ModelConfig
+from trainer.encoder_config import EncoderConfig
 from trainer.tasks.examples import Example, Outputs, Record
 from trainer.tasks.model import TaskModel
 from trainer.tasks.text_tokenizer import TextTokenizer
@@ -35,7 +35,7 @@ class Task(Protocol):
         """Token sequences with targets, in the order of the records; UserError where one is refused."""
         ...
 
-    def create_model(self, config: ModelConfig) -> TaskModel:
+    def create_model(self, config: EncoderConfig) -> TaskModel:
         """Encoder and head, weights still to be set."""
         ...
 

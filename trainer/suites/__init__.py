@@ -1,0 +1,1 @@
+"""Published collections of tasks: how their files are read, scored and answered."""
