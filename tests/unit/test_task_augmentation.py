@@ -189,6 +189,22 @@ def test_every_task_has_its_training_rows_disturbed_and_no_others(kind: str, run
     assert ids(plain.validation.examples) == ids(changed.validation.examples)
 
 
+def test_targets_that_are_no_tags_stay_in_their_order_however_many_rows_there_are() -> None:
+    written = Example(
+        record=0,
+        input_ids=np.array([2, 10, 11, 12, 3], dtype=np.int32),
+        token_type_ids=np.zeros(5, dtype=np.int32),
+        rows=np.arange(5),
+        predictions=5,
+        targets=np.array([5, 6, 7, 8, 9]),
+    )
+    found = epochs(disturbed(TrainingRows([written]), delete=0.5, swap=0.5))
+    assert len(set(map(len, found))) > 1
+    for example in found:
+        assert example.targets is not None
+        assert (example.predictions, example.targets.tolist()) == (5, [5, 6, 7, 8, 9])
+
+
 def test_rates_that_change_nothing_are_refused(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     with pytest.raises(UserError, match=r"insert, swap and delete are all 0: set one of them"):

@@ -59,8 +59,8 @@ def disturb(
 ) -> Example:
     """An example whose texts, the runs of `is_text` tokens, are disturbed by `rule`.
 
-    borders: tokens that begin a unit; each token is one where it is None. Rows follow their tokens, and so do targets
-    where there is one for each row.
+    borders: tokens that begin a unit; each token is one where it is None. Rows follow their tokens, and with borders so
+    do the targets, of which there is one for each row.
     """
     changes = np.flatnonzero(np.diff(is_text.astype(np.int8), prepend=0, append=0))
     starts, ends = changes[::2], changes[1::2]
@@ -72,10 +72,12 @@ def disturb(
     places = np.searchsorted(old, borders) if borders is not None else np.zeros(0, dtype=np.int64)
     disturbed, source = augment_pieces(pieces, sentence_borders=places, rule=rule, key=key)
     texts = np.split(old[source], disturbed.start[1:])
-    return _rebuilt(example, starts=starts, ends=ends, texts=texts)
+    return _rebuilt(example, starts=starts, ends=ends, texts=texts, by_row=borders is not None)
 
 
-def _rebuilt(example: Example, *, starts: Int64Array, ends: Int64Array, texts: Sequence[Int64Array]) -> Example:
+def _rebuilt(
+    example: Example, *, starts: Int64Array, ends: Int64Array, texts: Sequence[Int64Array], by_row: bool
+) -> Example:
     """The example with `texts`, its own tokens by place, where its tokens [starts, ends) were."""
     source: list[Int64Array] = []
     home: list[Int64Array] = []
@@ -90,7 +92,6 @@ def _rebuilt(example: Example, *, starts: Int64Array, ends: Int64Array, texts: S
     row_of_token = np.full(len(example), -1, dtype=np.int64)
     row_of_token[example.rows] = np.arange(len(example.rows))
     rows = np.flatnonzero(row_of_token[tokens] >= 0)
-    by_row = example.predictions == len(example.rows)
     targets = example.targets
     if by_row and targets is not None:
         targets = targets[row_of_token[tokens[rows]]]
