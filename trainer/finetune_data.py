@@ -36,6 +36,7 @@ class TaskData:
 def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable[[str], None]) -> TaskData:
     """Read and check every file of the recipe, the test file too; collective."""
     start = open_start(config)
+    check_family(config, start)
     reader, files = reader_for(config), config.data
     records = reader.read(Path(files.train), labelled=True)
     held_out = reader.read(Path(files.validation), labelled=True)
@@ -67,6 +68,16 @@ def read_task_data(config: FineTuneConfig, *, runtime: Runtime, report: Callable
     report(describe_examples("training", records, rows.examples, limit=limit))
     report(describe_examples("validation", held_out, validation.examples, limit=limit))
     return TaskData(task, start, model, rows, validation)
+
+
+def check_family(config: FineTuneConfig, start: Start | None) -> None:
+    """UserError where a decoder is asked for that the encoder's family has no form of."""
+    model = config.start.model if start is None else start.model
+    if isinstance(config.task, Seq2SeqConfig) and model is not None and model.family != "bert":
+        raise UserError(
+            f"task.name={config.task.name}: the decoder is made of BERT's layers, and the encoder's family is "
+            f"{model.family}; start from one of family bert"
+        )
 
 
 def spread(records: Sequence[Record], most: int | None) -> list[Record]:

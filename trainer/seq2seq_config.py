@@ -21,6 +21,7 @@ class Seq2SeqConfig(StrictModel):
     longer texts.
     """
 
+    name: str
     source: str = "source"
     target: str = "target"
     target_length: Annotated[int, Field(ge=3)] | None = None

@@ -63,16 +63,14 @@ def write_sentiment(folder: Path) -> None:
         (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_translations(folder: Path, *, source: str = "source") -> None:
-    """train.tsv, dev.tsv and test.tsv: numbers in English and the same ones, from last to first, in German."""
+def write_translations(folder: Path) -> None:
+    """train.tsv, dev.tsv and test.tsv: one or two numbers in English, and in German from last to first."""
     words = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier"}
-    for number, (part, count) in enumerate({"train": 96, "dev": 12, "test": 12}.items()):
-        generator = random.Random(number)
-        lines = [f"{source}\ttarget"]
-        for _ in range(count):
-            chosen = generator.choices(list(words), k=generator.randint(1, 3))
-            lines.append(f"{' '.join(chosen)}\t{' '.join(words[word] for word in reversed(chosen))}")
-        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    texts = [*([one] for one in words), *([one, other] for one in words for other in words)]
+    lines = [f"{' '.join(text)}\t{' '.join(words[word] for word in reversed(text))}" for text in texts]
+    for number, (part, count) in enumerate({"train": 5, "dev": 1, "test": 1}.items()):
+        shuffled = random.Random(number).sample(lines * count, count * len(lines))
+        (folder / f"{part}.tsv").write_text("\n".join(["source\ttarget", *shuffled]) + "\n", encoding="utf-8")
 
 
 def write_pairs(folder: Path, *, suffix: str) -> None:

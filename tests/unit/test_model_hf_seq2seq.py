@@ -173,6 +173,27 @@ def test_both_write_the_same_texts(tmp_path: Path) -> None:
     assert min(lengths) < max(lengths)
 
 
+@torch.no_grad()
+def test_beams_penalty_and_length_change_what_is_written() -> None:
+    weights = randomized(task().create_model(config())).state_dict()
+    weights["head.predictions.decoder.bias"][SEP] += 1.25
+
+    def tokens(**settings: Any) -> Tensor:
+        of = task(**settings)
+        model = of.create_model(config())
+        model.load_state_dict(weights)
+        found: Tensor = forward(model.eval(), of, predict=True).outputs["tokens"]
+        return found
+
+    def length(**settings: Any) -> int:
+        return int((tokens(**settings) >= 0).sum())
+
+    assert not torch.equal(tokens(beams=1), tokens(beams=4))
+    assert length(length_penalty=0.0) < length(length_penalty=5.0)
+    assert tokens().shape == (3, 9)
+    assert tokens(target_length=4).shape == (3, 3)
+
+
 def test_a_pre_norm_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.norm=pre: the library's decoder of that form cannot look at sources"):
         exported(randomized(task().create_model(config(norm="pre"))), tmp_path / "hf")
