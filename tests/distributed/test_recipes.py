@@ -29,13 +29,17 @@ def test_the_recipes_are_these():
         "roberta_base",
     ]
     assert sorted({*RECIPES} - {*PRETRAINING}) == [
+        "chinese_decomposition",
         "chinese_ner",
         "chinese_segmentation",
         "debian_embedding",
         "debian_ranking",
+        "debian_summaries",
         "dictionary_choices",
         "dictionary_questions",
+        "english_chinese_translation",
         "movie_sentiment",
+        "movie_sentiment_bilstm",
         "spam",
     ]
 
