@@ -26,16 +26,19 @@ class Preemption:
         # Host memory over gloo: asking at every step must not wait for the device.
         self._group = dist.new_group(backend="gloo") if runtime.backend == "nccl" else None
         self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self._held: set[int] = set()
 
     def __enter__(self) -> Preemption:
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         # What came while the run was being set up is answered now.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        self._held = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # First, so that none kills a run that is done and only takes its leave.
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._held)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -139,7 +139,19 @@ def test_a_signal_that_comes_while_the_run_is_set_up_is_answered_at_the_first_po
     signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
     with Preemption(runtime) as preemption, pytest.raises(StoppedEarly):
         preemption.poll()
-    assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.usefixtures("own_signal_mask")
+def test_a_signal_that_comes_when_the_run_is_done_does_not_kill_it(runtime: Runtime) -> None:
+    hold_stop_signal()
+    with Preemption(runtime) as preemption:
+        preemption.poll()
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+    assert signal.sigpending() == {signal.SIGUSR2}
+    # Forget it before the test's own mask comes back.
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, before)
+    assert signal.sigpending() == set()
 
 
 @pytest.mark.usefixtures("own_signal_mask")
