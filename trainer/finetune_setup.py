@@ -22,7 +22,7 @@ from trainer.half_precision import half_precisions
 from trainer.model.create import initialize_weights
 from trainer.model.weights import load_weights
 from trainer.optim import create_optimizer
-from trainer.resume import Resume, changes, check_optimizer, describe_changes, find_checkpoint
+from trainer.resume import Resume, changes, check_optimizer, describe_changes, find_checkpoint, model_changes
 from trainer.runtime import Runtime, on_main
 from trainer.schedule import learning_rate
 from trainer.state import RunState
@@ -165,17 +165,17 @@ def check_task_fits(source: CheckpointReader, config: FineTuneConfig, *, data: T
     check_optimizer(config, source)
     saved, now = (
         {
-            "model": model,
             "labels": labels,
             "start": {"tokenizer": recipe["start"]["tokenizer"]},
             "train": {"lora": recipe["train"].get("lora")},
         }
-        for model, labels, recipe in (
-            (source.state["model"], source.state["labels"], source.state["config"]),
-            (data.model.model_dump(), list(data.task.labels), config.model_dump()),
+        for labels, recipe in (
+            (source.state["labels"], source.state["config"]),
+            (list(data.task.labels), config.model_dump()),
         )
     )
-    differing = [change for change in changes(saved, now) if "dropout" not in change]
+    model = [f"model.{change}" for change in model_changes(source.state["model"], data.model)]
+    differing = model + [change for change in changes(saved, now) if "dropout" not in change]
     if differing:
         raise UserError(
             f"{source.folder} was made for another model or task ({'; '.join(differing)}); restore the recipe, or "

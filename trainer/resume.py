@@ -10,6 +10,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.checkpoint_files import CheckpointReader
 from trainer.config import Config, RunConfig
 from trainer.errors import UserError
+from trainer.strict_model import StrictModel
 
 Resume = Literal["auto", "never", "ignore"]
 # What says where a run is and reads, not what it computes.
@@ -51,12 +52,7 @@ def check_optimizer(config: RunConfig, source: CheckpointReader) -> None:
 def check_fits(config: Config, source: CheckpointReader) -> None:
     """Raise UserError where no run can go on from the checkpoint, or not one of this recipe."""
     check_optimizer(config, source)
-    model = [
-        change
-        for change in changes(source.state["config"]["model"], config.model.model_dump())
-        if "dropout" not in change
-    ]
-    if model:
+    if model := model_changes(source.state["config"]["model"], config.model):
         raise UserError(
             f"{source.folder} was made with another model (model.{'; model.'.join(model)}); restore the recipe, or "
             "start a new run under another name"
@@ -68,9 +64,14 @@ def check_fits(config: Config, source: CheckpointReader) -> None:
         )
 
 
+def model_changes(saved: Mapping[str, Any], now: StrictModel) -> list[str]:
+    """What differs between two models' shapes, in the form of `changes`; dropout may."""
+    return [change for change in changes(_with_defaults(saved, now), now.model_dump()) if "dropout" not in change]
+
+
 def describe_changes(config: RunConfig, source: CheckpointReader, *, world_size: int) -> str | None:
     """One line of what differs from the run that saved the checkpoint and takes effect now; None if nothing does."""
-    saved, now = source.state["config"], config.model_dump()
+    saved, now = _with_defaults(source.state["config"], config), config.model_dump()
     told = [change for change in changes(saved, now) if change.split(" ")[0] not in _NOT_TOLD]
     told += changes({"processes": source.state["world_size"]}, {"processes": world_size})
     return f"changed since step {source.state['step']}: {'; '.join(told)}" if told else None
@@ -84,6 +85,20 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in {**before, **after}
         if before.get(key) != after.get(key)
     ]
+
+
+def _with_defaults(saved: Mapping[str, Any], now: StrictModel) -> dict[str, Any]:
+    """A saved section, where what the version that saved it did not know has its default."""
+    filled = dict(saved)
+    for name, field in type(now).model_fields.items():
+        value = getattr(now, name)
+        if name not in filled:
+            if not field.is_required():
+                default = field.get_default(call_default_factory=True)
+                filled[name] = default.model_dump() if isinstance(default, StrictModel) else default
+        elif isinstance(value, StrictModel) and isinstance(filled[name], Mapping):
+            filled[name] = _with_defaults(filled[name], value)
+    return filled
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -166,7 +166,7 @@ train: {epochs: 1, global_batch_size: 8, micro_batch_size: 8}
         (
             "tagging",
             "taging",
-            "r.yaml:3: task.name='taging' must be one of 'classification', 'tagging', 'segmentation'; ",
+            "r.yaml:3: task.name='taging' must be one of 'classification', 'tagging', 'segmentation', ",
         ),
         ("name: tagging, ", "", "r.yaml:3: task.name is missing and has no default"),
         ("epochs: 1", "epochs: 1, steps: 2", "r.yaml:5: train: set exactly one of train.epochs and train.steps"),

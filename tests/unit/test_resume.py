@@ -43,6 +43,17 @@ def test_another_model_and_a_run_past_its_end_are_refused_but_dropout_may_change
         check_fits(config(steps=3), checkpoint(config()))
 
 
+def test_a_setting_that_the_saving_version_did_not_know_counts_as_its_default():
+    saved = checkpoint(config())
+    del saved.state["config"]["model"]["family"], saved.state["config"]["model"]["norm"]
+    check_fits(config(), saved)
+    assert describe_changes(config(), saved, world_size=2) is None
+    with pytest.raises(UserError, match=r"another model \(model.norm post → pre\)"):
+        check_fits(
+            config().model_copy(update={"model": ModelConfig(num_layers=1, hidden_dropout=0.1, norm="pre")}), saved
+        )
+
+
 def test_another_optimizer_is_refused():
     other = config().model_copy(update={"optimizer": SGDConfig()})
     with pytest.raises(UserError, match=r"holds the state of optimizer\.name=adamw, the recipe names sgd; restore the"):
