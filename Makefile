@@ -16,7 +16,7 @@ demo: .venv/installed-demo
 	$(BIN)/python -m trainer.demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
 
 check: .venv/installed-dev
 	$(BIN)/ruff check

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-_HERE = Path(__file__).parent
+
+class ByFile(LoadScopeScheduling):
+    """A file of unit tests at a time; the tests of several processes on one worker, one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.startswith("tests/unit/") else "several processes"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep tests of several processes on one worker, one after the other, and those of a file together.
-
-    Before pytest_collection_modifyitems, in which the workers already read the groups.
-    """
-    place = item.path.relative_to(_HERE)
-    name = place.as_posix() if place.parts[0] == "unit" else "several processes"
-    item.add_marker(pytest.mark.xdist_group(name))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    """xdist's hook, called where there are workers."""
+    return ByFile(config, log)
