@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from data_pipeline.damage import SkippedBlocks
+from data_pipeline.damage import ShardDamage, SkippedBlocks
 from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.remote_shards import SOURCE_FILE
 from trainer.config import fingerprint
 from trainer.data_config import SourceConfig
 from trainer.errors import UserError
@@ -65,3 +66,19 @@ def open_corpus(sources: Sequence[SourceConfig], folders: Sequence[Path]) -> Cor
                 f"unlike tokenizers; build {source.name!r} again with --tokenizer {first.folder / 'tokenizer'}"
             )
     return Corpus(opened)
+
+
+def check_sizes(corpus: Corpus) -> None:
+    """Raise ShardDamage where a shard is missing or cut short: at the start, not when its first block is read.
+
+    Shards on the network are checked as they are fetched.
+    """
+    for source in corpus.sources:
+        if (source.folder / SOURCE_FILE).is_file():
+            continue
+        for split in source.manifest.splits.values():
+            for shard in split.shards:
+                path = source.folder / shard.name
+                found = path.stat().st_size if path.is_file() else "missing"
+                if found != shard.bytes:
+                    raise ShardDamage.of(path, "size in bytes", expected=shard.bytes, found=found)

@@ -132,6 +132,8 @@ def load_manifest(folder: str | Path) -> Manifest:
     Raises UserError when the folder or the manifest is missing, when it is damaged and when its schema is not ours.
     """
     path = Path(folder) / MANIFEST_FILE
+    if path.parent.is_file():
+        raise UserError(f"{folder} is a file; name a folder of shards, as `python -m data_pipeline build` makes them")
     if not path.parent.is_dir():
         raise UserError(f"the shard folder {folder} does not exist; make it by `python -m data_pipeline build`")
     if not path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -13,6 +14,10 @@ USER_ERROR_EXIT_CODE = 2
 REQUEUE_EXIT_CODE = 75
 # EX_UNAVAILABLE: another process of the job is gone.
 LOST_RANK_EXIT_CODE = 69
+_FIXES = {
+    errno.ENOSPC: "make room there, or name a place on another disk",
+    errno.EDQUOT: "make room within the quota, or name a place on another disk",
+}
 _LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
@@ -76,4 +81,7 @@ def _one_line(error: Exception) -> str | None:
         return " ".join(str(error).split())
     if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
         return None
-    return f"{error.strerror or error}: {error.filename or '(while reading or writing)'}"
+    # Of a copy the second name, for only its destination can be full or may not be written.
+    where = error.filename2 or error.filename or "(while reading or writing)"
+    fix = _FIXES.get(error.errno or 0)
+    return f"{error.strerror or error}: {where}" + (f"; {fix}" if fix else "")

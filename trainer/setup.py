@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipeline.corpus import Corpus, open_corpus
+from data_pipeline.corpus import Corpus, check_sizes, open_corpus
 from data_pipeline.damage import SkippedBlocks
 from data_pipeline.from_recipe import loader_for, reader_for
 from data_pipeline.manifest import Manifest
@@ -105,6 +105,8 @@ def set_up(
         open_corpus(config.data.all_sources, shards),
         skipped=SkippedBlocks() if config.data.on_damage == "skip" else None,
     )
+    if corpus.skipped is None:
+        check_sizes(corpus)
     config = resolve(config, corpus.manifest)
     topology = runtime.topology
     ds_plan = plan_layout(config, runtime=runtime)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.batch import Batch
+from data_pipeline.corpus import check_sizes, open_folder
 from data_pipeline.damage import BlockDamage, ShardDamage, SkippedBlocks
 from data_pipeline.manifest import load_manifest
 from data_pipeline.reader import RowReader
@@ -106,3 +107,17 @@ def test_a_disk_that_cannot_be_read_is_no_damage(damaged: Path, monkeypatch: pyt
     ) as stop:
         found.read(np.arange(4))
     assert not isinstance(stop.value, ShardDamage)
+
+
+def test_a_shard_cut_short_or_gone_is_found_before_any_block_is_read(damaged: Path) -> None:
+    check_sizes(open_folder(damaged))
+    last = damaged / load_manifest(damaged).splits["validation"].shards[-1].name
+    size = last.stat().st_size
+    last.write_bytes(last.read_bytes()[:-512])
+    with pytest.raises(
+        ShardDamage, match=rf"{last.name}: size in bytes is {size - 512}, where {size} is expected; see what else"
+    ):
+        check_sizes(open_folder(damaged))
+    last.unlink()
+    with pytest.raises(ShardDamage, match=rf"{last.name}: size in bytes is missing, where {size} is expected"):
+        check_sizes(open_folder(damaged))

@@ -31,11 +31,17 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtu
     assert capsys.readouterr() == ("", "error: first second\n")
 
 
+FULL = "No space left on device"
+ROOM = "; make room there, or name a place on another disk\n"
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(28, "No space left on device", "runs/a"), "error: No space left on device: runs/a\n"),
-        (OSError(28, "No space left on device"), "error: No space left on device: (while reading or writing)\n"),
+        (OSError(28, FULL, "runs/a"), f"error: {FULL}: runs/a{ROOM}"),
+        (OSError(28, FULL), f"error: {FULL}: (while reading or writing){ROOM}"),
+        (OSError(28, FULL, "from", None, "to"), f"error: {FULL}: to{ROOM}"),
+        (OSError(13, "Permission denied", "runs/a"), "error: Permission denied: runs/a\n"),
         (OSError(None, "the disk is full", "runs/a"), "error: the disk is full: runs/a\n"),
     ],
 )

@@ -82,5 +82,8 @@ def test_a_changed_manifest_is_refused_by_its_own_checksum(tmp_path: Path) -> No
 def test_a_missing_folder_and_an_unfinished_build_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_manifest(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; name a folder of shards"):
+        load_manifest(tmp_path / "file")
     with pytest.raises(UserError, match="holds no finished shards"):
         load_manifest(tmp_path)

@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from small_corpus import small_tokenizer
 
 from trainer.errors import UserError
 from trainer.model.hf_tokenizer import SPECIAL_TOKENS, build_tokenizer, export_tokenizer, read_sentencepiece
@@ -263,3 +264,9 @@ def test_hugging_face_files_are_copied_as_they_are(tmp_path: Path) -> None:
     assert export_tokenizer(source, out=out, max_seq_len=8) is None
     assert sorted(path.name for path in out.iterdir()) == ["tokenizer_config.json", "vocab.txt"]
     assert (out / "vocab.txt").read_text() == "[PAD]\n[UNK]\n"
+
+
+def test_a_full_disk_is_told_as_the_operating_system_tells_it(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        export_tokenizer(small_tokenizer(), out=tmp_path, max_seq_len=8)

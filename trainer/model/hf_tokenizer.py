@@ -40,7 +40,8 @@ def export_tokenizer(folder: Path, *, out: Path, max_seq_len: int) -> int | None
     """
     if (folder / SENTENCEPIECE_FILE).is_file():
         proto = read_sentencepiece(folder / SENTENCEPIECE_FILE)
-        build_tokenizer(proto).save(str(out / "tokenizer.json"))
+        # Not by its own save, which tells of a full disk by a bare Exception.
+        (out / "tokenizer.json").write_text(build_tokenizer(proto).to_str(pretty=True), encoding="utf-8")
         config = tokenizer_config(max_seq_len=max_seq_len)
         (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return len(proto.pieces)
