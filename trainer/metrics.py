@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -42,6 +45,7 @@ class MetricsWriter:
         # TensorBoard takes more than a second to import; only the rank that writes pays for it.
         from torch.utils.tensorboard import SummaryWriter
 
+        _silence_tensorboards_thread()
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / METRICS_FILE
         drop_records_after(path, step=resume_step)
@@ -72,13 +76,16 @@ class MetricsWriter:
                 f"{self._file.name} could not be written at step {step}: {error.strerror}; free space and start again "
                 "to resume"
             ) from error
-        for key, value in values.items():
-            for tag, each in _curves(key, value).items():
-                self._tensorboard.add_scalar(tag, each, global_step=step, walltime=now)
+        with self._telling(step=step):
+            for key, value in values.items():
+                for tag, each in _curves(key, value).items():
+                    self._tensorboard.add_scalar(tag, each, global_step=step, walltime=now)
 
     def write_text(self, tag: str, markdown: str, *, step: int) -> None:
         """Show a text in TensorBoard; it is in no metrics.jsonl."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        with self._telling(step=step):
             self._tensorboard.add_text(tag, markdown, global_step=step, walltime=self._clock())
 
     def write_hyperparameters(self, settings: Mapping[str, Any], *, scores: Mapping[str, float]) -> None:
@@ -95,6 +102,17 @@ class MetricsWriter:
         for event in session.hparams(hyperparameters(settings), dict(scores)):
             self._tensorboard.file_writer.add_summary(event)
 
+    @contextlib.contextmanager
+    def _telling(self, *, step: int) -> Iterator[None]:
+        """Say what TensorBoard's thread could not write; it tells of that without a name, and some calls later."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._tensorboard.log_dir} could not be written at step {step}: {error.strerror}; free space and "
+                "start again to resume"
+            ) from error
+
     def close(self) -> None:
         """Close both files; writing afterwards does nothing."""
         if self._file is not None:
@@ -108,7 +126,23 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What ends the run is not to be hidden by a disk on which nothing can be closed either.
+        with contextlib.suppress(*([OSError] if kind else [])):
+            self.close()
+
+
+@cache
+def _silence_tensorboards_thread() -> None:
+    """Leave out the traceback of TensorBoard's writing thread: its error is raised again where the next is written."""
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+    shown = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.thread, _AsyncWriterThread):
+            shown(args)
+
+    threading.excepthook = hook
 
 
 def _as_json(value: float) -> float | None:

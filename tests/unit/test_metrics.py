@@ -116,3 +116,36 @@ def test_a_full_disk_names_the_file_and_the_step(tmp_path):
         with contextlib.suppress(OSError):
             writer._file.close()
         writer._file = None
+
+
+class FullDisk:
+    """A record writer whose every record meets a full disk."""
+
+    def write(self, data=None):
+        raise OSError(28, "No space left on device")
+
+    flush = close = write
+
+
+def test_a_full_disk_under_tensorboard_is_named_and_without_a_traceback(tmp_path, capfd):
+    writer = MetricsWriter(tmp_path, is_main=True, resume_step=0)
+    writer.write({"train/loss": 1.0}, step=1, applied_steps=1)
+    (events,) = writer._tensorboard.all_writers.values()
+    thread = events.event_writer._async_writer._worker
+    thread._record_writer = FullDisk()
+    with contextlib.suppress(UserError):
+        writer.write({"train/loss": 1.0}, step=2, applied_steps=2)
+    thread.join()
+    with pytest.raises(UserError, match=r"tensorboard could not be written at step 3: No space left on device; free"):
+        writer.write({"train/loss": 1.0}, step=3, applied_steps=3)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_ended_the_run_is_not_hidden_by_a_disk_on_which_nothing_can_be_closed(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path, is_main=True, resume_step=0)
+    monkeypatch.setattr(writer._tensorboard, "close", FullDisk().flush)
+    writer.__exit__(UserError, UserError("the checkpoint could not be written"), None)
+    other = MetricsWriter(tmp_path, is_main=True, resume_step=0)
+    monkeypatch.setattr(other._tensorboard, "close", FullDisk().flush)
+    with pytest.raises(OSError, match="No space left"):
+        other.__exit__(None, None, None)

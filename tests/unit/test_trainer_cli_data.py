@@ -90,7 +90,7 @@ def test_a_damaged_block_found_by_one_rank_is_told_once_and_ends_all_ranks(
     folder = shutil.copytree(shards, tmp_path / "damaged")
     flip_byte(folder)
     before = time.monotonic()
-    settings = ["--set", f"data.shards={folder}", "--set", "evaluation=null"]
+    settings = ["--set", f"data.shards={folder}", "--set", "evaluation.every_steps=40"]
     ended = commands.run_ranks("pretrain", tiny_recipe, *settings, cwd=tmp_path, ranks=2)
     assert time.monotonic() - before < 60
     assert [done.code for done in ended] == [2, 2]
@@ -174,6 +174,8 @@ def test_a_disk_that_fills_up_during_a_checkpoint_leaves_the_earlier_one(
 ) -> None:
     with small_disk(tmp_path / "disk", kib=1024) as disk:
         settings = ["--set", f"runs_dir={disk}", "--set", "checkpoint.keep_last=9", "--set", "train.steps=40"]
+        # Or figures would meet the end of the disk first.
+        settings += ["--set", "train.log_every_steps=40", "--set", "evaluation.every_steps=40"]
         line = commands.mistake("pretrain", tiny_recipe, *settings, cwd=tmp_path)
         assert "could not be written (rank 0): " in line
         assert "No space left on device" in line
