@@ -68,7 +68,7 @@ def take_other_tokenizer(folder: Path) -> None:
         (shutil.rmtree, "the shard folder {folder} does not exist; make it by `python -m data_pipeline build`"),
         (empty, "{folder} holds no finished shards: manifest.json is missing;"),
         (remove_manifest, "{folder} holds no finished shards: manifest.json is missing;"),
-        (cut_tar, "{folder}/train-000000.tar: the size of 00000"),
+        (cut_tar, "{folder}/train-000000.tar: size in bytes is 2000, where "),
         (flip_byte, "{folder}/train-000001.tar: the crc32 of 00000"),
         (take_other_tokenizer, "{folder}/tokenizer is not the tokenizer that {folder} was built with"),
     ],
