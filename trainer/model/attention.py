@@ -15,8 +15,8 @@ from trainer.model.dropout import dropout
 from trainer.model.layout import DocumentGroups, document_offsets
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention over the flat layout (Vaswani et al. 2017, section 3.2), with its output projection."""
+class MultiHeadAttention(nn.Module):
+    """What multi-head attention is made of (Vaswani et al. 2017, section 3.2): projections, heads, dropout."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -28,12 +28,20 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(hidden, hidden)
         self.output = nn.Linear(hidden, hidden)
 
+    @property
+    def present_dropout(self) -> float:
+        """The dropout rate of attention's weights; 0 outside training."""
+        return self.dropout_rate if self.training else 0.0
+
+
+class SelfAttention(MultiHeadAttention):
+    """Attention over the flat layout, with its output projection."""
+
     def forward(self, hidden: Tensor, groups: DocumentGroups, rows: Tensor | None = None) -> Tensor:
         """[T, hidden] -> [T, hidden], or [R, hidden] where only the flat positions `rows` are wanted."""
         heads = (-1, self.num_heads, hidden.shape[1] // self.num_heads)
         query, key, value = (project(hidden).view(heads) for project in (self.query, self.key, self.value))
-        rate = self.dropout_rate if self.training else 0.0
-        context = document_attention(query, key, value, groups=groups, dropout_rate=rate).flatten(1)
+        context = document_attention(query, key, value, groups=groups, dropout_rate=self.present_dropout).flatten(1)
         output: Tensor = self.output(context if rows is None else context[rows])
         return output
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.model.attention import attend
+from trainer.model.attention import MultiHeadAttention, attend
 from trainer.model.dropout import Dropout
 from trainer.model.encoder import Embeddings, FeedForward, layer_norm
 from trainer.model.padding import PaddedLayout
@@ -64,18 +64,8 @@ class DecoderCache:
             self.memory_mask = self.memory_mask[sources]
 
 
-class DecoderAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) over given keys and values, and its projection."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        hidden = config.hidden_size
-        self.num_heads = config.num_heads
-        self.dropout_rate = config.attention_dropout
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
-        self.output = nn.Linear(hidden, hidden)
+class DecoderAttention(MultiHeadAttention):
+    """Attention over given keys and values, with its output projection."""
 
     def keys_values(self, states: Tensor, layout: PaddedLayout) -> KeysValues:
         """Flat states [T, hidden] as what attention looks at."""
@@ -91,7 +81,7 @@ class DecoderAttention(nn.Module):
             self._by_head(query.view(len(seen.key), -1, query.shape[2])),
             *seen,
             mask=mask,
-            dropout_rate=self.dropout_rate if self.training else 0.0,
+            dropout_rate=self.present_dropout,
         )
         output: Tensor = self.output(layout.flatten(context.transpose(1, 2).reshape(query.shape)))
         return output
