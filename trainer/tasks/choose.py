@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from trainer.finetune_config import ClassificationConfig, FineTuneConfig, TaggingConfig
+from trainer.finetune_config import (
+    ClassificationConfig,
+    FineTuneConfig,
+    SegmentationConfig,
+    TaggingConfig,
+    TaskDataConfig,
+)
 from trainer.matching_config import (
     MultipleChoiceConfig,
     QuestionAnsweringConfig,
@@ -35,27 +42,37 @@ from trainer.tasks.task import RecordReader, Task
 from trainer.tasks.text_tokenizer import TextTokenizer
 from trainer.tasks.translation import Translation, require_sacrebleu
 
+_READERS: Mapping[type, Callable[[Any, TaskDataConfig], RecordReader]] = {
+    ClassificationConfig: ClassificationReader,
+    TaggingConfig: TaggingReader,
+    SegmentationConfig: SegmentationReader,
+    TranslationConfig: Seq2SeqReader,
+    SummarizationConfig: Seq2SeqReader,
+    DecompositionConfig: DecompositionReader,
+    QuestionAnsweringConfig: QuestionReader,
+    MultipleChoiceConfig: MultipleChoiceReader,
+    RankingConfig: RankingReader,
+    SentenceEmbeddingConfig: EmbeddingReader,
+}
+_SEQ2SEQ: Mapping[type, Callable[[Any, TaskDataConfig], Seq2Seq]] = {
+    TranslationConfig: Translation,
+    SummarizationConfig: Summarization,
+    DecompositionConfig: Decomposition,
+}
+# Those that learn no labels from the training records.
+_TASKS: Mapping[type, Callable[[Any, TaskDataConfig], Task]] = {
+    **_SEQ2SEQ,
+    SegmentationConfig: Segmentation,
+    QuestionAnsweringConfig: QuestionAnswering,
+    MultipleChoiceConfig: MultipleChoice,
+    RankingConfig: Ranking,
+    SentenceEmbeddingConfig: SentenceEmbedding,
+}
+
 
 def reader_for(config: FineTuneConfig) -> RecordReader:
     """How the recipe's files are read."""
-    task = config.task
-    if isinstance(task, ClassificationConfig):
-        return ClassificationReader(task, config.data)
-    if isinstance(task, TaggingConfig):
-        return TaggingReader(task, config.data)
-    if isinstance(task, DecompositionConfig):
-        return DecompositionReader(task, config.data)
-    if isinstance(task, Seq2SeqConfig):
-        return Seq2SeqReader(task, config.data)
-    if isinstance(task, QuestionAnsweringConfig):
-        return QuestionReader(task, config.data)
-    if isinstance(task, MultipleChoiceConfig):
-        return MultipleChoiceReader(task, config.data)
-    if isinstance(task, RankingConfig):
-        return RankingReader(task, config.data)
-    if isinstance(task, SentenceEmbeddingConfig):
-        return EmbeddingReader(task, config.data)
-    return SegmentationReader(task, config.data)
+    return _READERS[type(config.task)](config.task, config.data)
 
 
 def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]:
@@ -64,7 +81,7 @@ def texts_of(config: FineTuneConfig, records: Sequence[Record]) -> Iterator[str]
     if isinstance(task, ClassificationConfig):
         return (text for record in records for text in record.inputs)
     if isinstance(task, Seq2SeqConfig):
-        read = _seq2seq(config).source_text
+        read = _SEQ2SEQ[type(task)](task, config.data).source_text
         return (text for record in records for text in (read(record), *record.target))
     if isinstance(task, QuestionAnsweringConfig | MultipleChoiceConfig | RankingConfig | SentenceEmbeddingConfig):
         return iter(dict.fromkeys(text for record in records for text in record.inputs))
@@ -97,27 +114,7 @@ def known_task(config: FineTuneConfig, labels: Sequence[str]) -> Task:
         return Classification(task, config.data, labels=labels)
     if isinstance(task, TaggingConfig):
         return Tagging(task, config.data, labels=labels)
-    if isinstance(task, Seq2SeqConfig):
-        return _seq2seq(config)
-    if isinstance(task, QuestionAnsweringConfig):
-        return QuestionAnswering(task, config.data)
-    if isinstance(task, MultipleChoiceConfig):
-        return MultipleChoice(task, config.data)
-    if isinstance(task, RankingConfig):
-        return Ranking(task, config.data)
-    if isinstance(task, SentenceEmbeddingConfig):
-        return SentenceEmbedding(task, config.data)
-    return Segmentation(task, config.data)
-
-
-def _seq2seq(config: FineTuneConfig) -> Seq2Seq:
-    task = config.task
-    if isinstance(task, TranslationConfig):
-        return Translation(task, config.data)
-    if isinstance(task, SummarizationConfig):
-        return Summarization(task, config.data)
-    assert isinstance(task, DecompositionConfig)
-    return Decomposition(task, config.data)
+    return _TASKS[type(task)](task, config.data)
 
 
 def with_tokenizer(task: Task, tokenizer: TextTokenizer) -> Task:
