@@ -22,10 +22,22 @@ def finetuned_run(recipe: Path, runtime: Runtime, folder: Path, *settings: str) 
 
 
 def train_steps(recipe: Path, runtime: Runtime, folder: Path, *settings: str, until: int | None = None) -> FineTuneRun:
-    """Train a recipe on, to its end or to step `until`; at a constant rate unless `settings` say otherwise."""
-    constant = "schedule={name: constant}"
-    config = load_finetune_recipe(str(recipe), overrides=[f"runs_dir={folder}", constant, *settings])
-    run = set_up_finetuning(config, runtime=runtime, resume="auto", report=lambda text: None)
+    """`train_on` at a constant rate, unless `settings` say otherwise."""
+    return train_on(recipe, runtime, folder, "schedule={name: constant}", *settings, until=until)
+
+
+def train_on(
+    recipe: Path,
+    runtime: Runtime,
+    folder: Path,
+    *settings: str,
+    told: list[str] | None = None,
+    until: int | None = None,
+) -> FineTuneRun:
+    """Train a recipe on below `folder`, to its end or to step `until`; what is reported is added to `told`."""
+    config = load_finetune_recipe(str(recipe), overrides=[f"runs_dir={folder}", *settings])
+    report = told.append if told is not None else lambda text: None
+    run = set_up_finetuning(config, runtime=runtime, resume="auto", report=report)
     run.total_steps = until or run.total_steps
     describe_run(config, plan=run.ds_plan, runtime=runtime)
     progress = ProgressReporter(run.total_steps, start_step=run.state.step, is_main=False)

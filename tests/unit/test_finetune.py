@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_run import train_on
 from small_task import write_entities, write_recipe, write_sentences, write_sentiment
 
 from trainer.checkpoint_files import CheckpointReader
 from trainer.errors import UserError
 from trainer.export import export_checkpoint
 from trainer.finetune import of_seeds, summarize
-from trainer.finetune_setup import FineTuneRun, set_up_finetuning
+from trainer.finetune_setup import set_up_finetuning
 from trainer.loop import Trainer
 from trainer.metrics import MetricsWriter, read_records
 from trainer.progress import ProgressReporter
 from trainer.recipe import load_finetune_recipe
-from trainer.run_folder import describe_run
 from trainer.runtime import Runtime
 from trainer.task_predict import Predictor, predict_to, score_run, write_predictions
 
@@ -37,29 +37,6 @@ def sentiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(folder)
 
 
-def train(
-    recipe: Path,
-    runtime: Runtime,
-    folder: Path,
-    *settings: str,
-    told: list[str] | None = None,
-    until: int | None = None,
-) -> FineTuneRun:
-    config = load_finetune_recipe(str(recipe), overrides=[f"runs_dir={folder}", *settings])
-    report = told.append if told is not None else lambda text: None
-    run = set_up_finetuning(config, runtime=runtime, resume="auto", report=report)
-    if until is not None:
-        run.total_steps = until
-    describe_run(config, plan=run.ds_plan, runtime=runtime)
-    progress = ProgressReporter(run.total_steps, start_step=run.state.step, is_main=False)
-    try:
-        with MetricsWriter(config.run_dir, is_main=True, resume_step=run.state.step) as metrics:
-            Trainer(run, metrics=metrics, progress=progress).train()
-    finally:
-        run.engine.close()
-    return run
-
-
 def curve(folder: Path, key: str) -> dict[int, float]:
     return {record["step"]: record[key] for record in read_records(folder / "tiny/metrics.jsonl") if key in record}
 
@@ -68,7 +45,7 @@ def curve(folder: Path, key: str) -> dict[int, float]:
 def trained(sentiment: Path, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that has learnt the task; nobody may change it."""
     folder = tmp_path_factory.mktemp("trained")
-    train(sentiment, runtime, folder, "train.epochs=12", "evaluation.every_steps=24")
+    train_on(sentiment, runtime, folder, "train.epochs=12", "evaluation.every_steps=24")
     return folder
 
 
@@ -123,7 +100,7 @@ def test_stopped_and_started_again_it_is_as_if_it_had_never_stopped(
     sentiment: Path, runtime: Runtime, tmp_path: Path
 ) -> None:
     settings = ["checkpoint.every_steps=5", "task.dropout=0.2", "schedule.warmup_steps=3"]
-    train(sentiment, runtime, tmp_path / "whole", *settings)
+    train_on(sentiment, runtime, tmp_path / "whole", *settings)
     told: list[str] = []
     config = load_finetune_recipe(str(sentiment), overrides=[f"runs_dir={tmp_path}/cut", *settings])
     run = set_up_finetuning(config, runtime=runtime, resume="auto", report=told.append)
@@ -143,7 +120,7 @@ def test_stopped_and_started_again_it_is_as_if_it_had_never_stopped(
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
         run.engine.close()
-    train(sentiment, runtime, tmp_path / "cut", *settings, told=told)
+    train_on(sentiment, runtime, tmp_path / "cut", *settings, told=told)
     # The evaluation of step 6 was the best so far, and saved.
     assert any(line.endswith("step-00000006 at step 6") for line in told)
     for key in ("train/loss", "validation/loss"):
@@ -155,7 +132,7 @@ def test_micro_batches_and_zero_stages_give_the_same_curve(sentiment: Path, runt
     for number, settings in enumerate(
         ([], ["train.micro_batch_size=8"], ["engine.ds_config=zero0"], ["engine.ds_config=zero3"])
     ):
-        train(sentiment, runtime, tmp_path / str(number), "train.epochs=1", "train.layer_decay=0.8", *settings)
+        train_on(sentiment, runtime, tmp_path / str(number), "train.epochs=1", "train.layer_decay=0.8", *settings)
         losses = list(curve(tmp_path / str(number), "train/loss").values())
         reference = reference or losses
         assert losses == pytest.approx(reference, rel=1e-5), settings
@@ -166,7 +143,7 @@ def test_micro_batches_and_zero_stages_give_the_same_curve(sentiment: Path, runt
 def test_frozen_layers_stay_as_they_are_bit_for_bit(sentiment: Path, runtime: Runtime, tmp_path: Path) -> None:
     for stage in ("zero0", "zero2", "zero3"):
         settings = ["train.epochs=1", "train.frozen_layers=1", f"engine.ds_config={stage}"]
-        run = train(
+        run = train_on(
             sentiment, runtime, tmp_path / stage, *settings, "checkpoint.every_steps=1", "checkpoint.keep_last=9"
         )
         first, last = (CheckpointReader(run.checkpoints.path(step)).weights() for step in (1, 6))
@@ -176,18 +153,18 @@ def test_frozen_layers_stay_as_they_are_bit_for_bit(sentiment: Path, runtime: Ru
 
 def test_training_ends_when_patience_is_over(sentiment: Path, runtime: Runtime, tmp_path: Path) -> None:
     settings = ["train.epochs=9", "evaluation.every_steps=2", "evaluation.patience=2", "optimizer.learning_rate=1e-12"]
-    run = train(sentiment, runtime, tmp_path, *settings)
+    run = train_on(sentiment, runtime, tmp_path, *settings)
     # Nothing is learnt: the first evaluation stays the best one.
     assert (run.state.step, run.state.best_step) == (6, 2)
     assert run.checkpoints.steps()[-1] == 6
-    assert train(sentiment, runtime, tmp_path, *settings).state.step == 6
+    assert train_on(sentiment, runtime, tmp_path, *settings).state.step == 6
 
 
 def test_the_metric_named_decides_the_best(sentiment: Path, runtime: Runtime, tmp_path: Path) -> None:
-    run = train(sentiment, runtime, tmp_path, "train.steps=3", "train.epochs=null", "evaluation.metric=f1_macro")
+    run = train_on(sentiment, runtime, tmp_path, "train.steps=3", "train.epochs=null", "evaluation.metric=f1_macro")
     assert run.state.best_score == -curve(tmp_path, "validation/f1_macro")[3]
     with pytest.raises(UserError, match=r"evaluation\.metric='f1' is none of the task's metrics, which are accuracy"):
-        train(sentiment, runtime, tmp_path / "b", "evaluation.metric=f1")
+        train_on(sentiment, runtime, tmp_path / "b", "evaluation.metric=f1")
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "tagging"])
@@ -198,7 +175,7 @@ def test_words_and_characters_are_tagged(kind: str, runtime: Runtime, tmp_path: 
     suffix, pieces, longest = {"segmentation": ("txt", 16, 12), "tagging": ("conll", 27, 24)}[kind]
     recipe = write_recipe(tmp_path, task=task, suffix=suffix, pieces=pieces)
     settings = ["train.epochs=16", "optimizer.learning_rate=1e-2", "evaluation.every_steps=40"]
-    train(recipe, runtime, tmp_path / "runs", *settings, f"data.max_length={longest}")
+    train_on(recipe, runtime, tmp_path / "runs", *settings, f"data.max_length={longest}")
     scores = score_run(tmp_path / "runs/tiny", which="auto")
     assert scores["parts"]["test"]["f1"] > 0.9
     line = Predictor.load(tmp_path / "runs/tiny", which="latest")
@@ -232,29 +209,29 @@ def test_it_starts_from_a_run_and_from_what_that_run_exports(
 def test_a_start_that_is_no_model_is_named(sentiment: Path, runtime: Runtime, tmp_path: Path) -> None:
     clear = ["start.model=null", "start.tokenizer=null"]
     with pytest.raises(UserError, match=r"start\.path: .*nothing is neither a run folder"):
-        train(sentiment, runtime, tmp_path, *clear, f"start.path={tmp_path}/nothing")
+        train_on(sentiment, runtime, tmp_path, *clear, f"start.path={tmp_path}/nothing")
     with pytest.raises(UserError, match=r"start\.path: package:no_such/model names the Python package 'no_such'"):
-        train(sentiment, runtime, tmp_path, *clear, "start.path=package:no_such/model")
+        train_on(sentiment, runtime, tmp_path, *clear, "start.path=package:no_such/model")
 
 
 def test_what_was_cut_is_counted_and_a_long_warmup_refused(sentiment: Path, runtime: Runtime, tmp_path: Path) -> None:
     told: list[str] = []
-    train(sentiment, runtime, tmp_path, "train.steps=1", "train.epochs=null", "data.max_length=8", told=told)
+    train_on(sentiment, runtime, tmp_path, "train.steps=1", "train.epochs=null", "data.max_length=8", told=told)
     assert re.fullmatch(r"48 training records, \d+ tokens; \d+ longer than 8 were cut, \d+ tokens left out", told[0])
     with pytest.raises(UserError, match=r"schedule\.warmup_steps=13 is longer than the run's steps=12"):
-        train(sentiment, runtime, tmp_path / "b", "schedule.warmup_steps=13")
+        train_on(sentiment, runtime, tmp_path / "b", "schedule.warmup_steps=13")
     with pytest.raises(UserError, match=r"train\.frozen_layers=3, and the model has 2 layers"):
-        train(sentiment, runtime, tmp_path / "c", "train.frozen_layers=3")
+        train_on(sentiment, runtime, tmp_path / "c", "train.frozen_layers=3")
 
 
 def test_a_checkpoint_of_another_task_is_refused(sentiment: Path, runtime: Runtime, tmp_path: Path) -> None:
-    train(sentiment, runtime, tmp_path, "train.steps=1", "train.epochs=null")
+    train_on(sentiment, runtime, tmp_path, "train.steps=1", "train.epochs=null")
     with pytest.raises(UserError, match=r"was made for another model or task \(labels \['neg', 'pos'\] →"):
-        train(sentiment, runtime, tmp_path, "task.labels=[pos, neg]")
+        train_on(sentiment, runtime, tmp_path, "task.labels=[pos, neg]")
     with pytest.raises(UserError, match=r"was made for another model or task \(start\.tokenizer\.vocab_size 40 → 35\)"):
-        train(sentiment, runtime, tmp_path, "start.tokenizer.vocab_size=35")
+        train_on(sentiment, runtime, tmp_path, "start.tokenizer.vocab_size=35")
     with pytest.raises(UserError, match=r"was made with another seed"):
-        train(sentiment, runtime, tmp_path, "seed=4")
+        train_on(sentiment, runtime, tmp_path, "seed=4")
 
 
 def test_an_unknown_label_of_the_test_file_is_found_before_training(
@@ -265,7 +242,7 @@ def test_an_unknown_label_of_the_test_file_is_found_before_training(
     with pytest.raises(
         UserError, match=r"wrong\.tsv:2: the label 'neutral' is unknown; the training file has neg, pos"
     ):
-        train(sentiment, runtime, tmp_path, f"data.test={wrong}")
+        train_on(sentiment, runtime, tmp_path, f"data.test={wrong}")
 
 
 def test_seeds_become_runs_of_their_own_and_a_mean_with_deviation(sentiment: Path, tmp_path: Path) -> None:
@@ -282,4 +259,4 @@ def test_a_vocabulary_that_the_texts_do_not_allow_is_told_in_the_recipes_words(
     sentiment: Path, runtime: Runtime, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"^start\.tokenizer\.vocab_size=900 is larger than this text allows; the larg"):
-        train(sentiment, runtime, tmp_path, "start.tokenizer.vocab_size=900")
+        train_on(sentiment, runtime, tmp_path, "start.tokenizer.vocab_size=900")
