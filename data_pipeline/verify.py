@@ -32,6 +32,15 @@ def find_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:
         for shard in manifest.splits[split].shards:
             yield from shard_damage(store, shard=shard, first_block=first_block)
             first_block += shard.blocks
+    yield from stray_shards(folder, manifest=manifest)
+
+
+def stray_shards(folder: Path, *, manifest: Manifest) -> Iterator[str]:
+    """The tar files of a folder that are none of its shards: no run of ours reads them, a glob of others would."""
+    own = {shard.name for part in manifest.splits.values() for shard in part.shards}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in own:
+            yield f"{path}: the manifest does not name this file; remove it"
 
 
 def tokenizer_damage(folder: Path, *, manifest: Manifest) -> Iterator[str]:

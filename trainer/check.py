@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.corpus import Corpus, Source, open_corpus
+from data_pipeline.corpus import Corpus, Source, check_sizes, open_corpus
 from data_pipeline.from_recipe import loader_for, reader_for
 from data_pipeline.hashing import Int64Array
 from data_pipeline.manifest import load_manifest
@@ -63,7 +63,8 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
     """Check a recipe for a job of `world_size` processes on devices of that type ("cpu", "cuda").
 
     Raises UserError for whatever would stop it at its start: a batch that cannot be split, a pair that cannot work, a
-    precision that the device lacks, shards that are not there or hold no validation text, data that ends too soon.
+    precision that the device lacks, shards that are not there, cut short or without validation text, data that ends
+    too soon.
     """
     batch_plan, ds_plan = layout_for(config, world_size=world_size, device_type=device_type)
     notes = [*ds_plan.notes]
@@ -71,6 +72,8 @@ def check_recipe(config: Config, *, world_size: int, device_type: str, program_b
     if corpus is None:
         config = _with_vocabulary(config)
     else:
+        if config.data.on_damage == "stop":
+            check_sizes(corpus)
         config = resolve(config, corpus.manifest)
         loader = loader_for(config, corpus, dp_rank=0, dp_world_size=batch_plan.dp_world_size)
         config = shortened(config, steps=loader.num_steps, report=notes.append)

@@ -1,5 +1,9 @@
 """What `trainer check` finds out about a recipe, and what it refuses as the run itself would."""
 
+import os
+import re
+import shutil
+
 import pytest
 
 from trainer.check import check_recipe
@@ -128,6 +132,17 @@ def test_what_would_stop_the_run_at_its_start_is_refused(check, settings, line):
     with pytest.raises(UserError) as refused:
         check(*settings)
     assert line in str(refused.value)
+
+
+def test_a_shard_that_is_cut_short_is_refused_unless_its_damage_is_skipped(check, shards, tmp_path):
+    copied = shutil.copytree(shards, tmp_path / "copied")
+    shard = sorted(copied.glob("train-*.tar"))[-1]
+    whole = shard.stat().st_size
+    os.truncate(shard, whole - 512)
+    wrong = f"{shard}: size in bytes is {whole - 512}, where {whole} is expected"
+    with pytest.raises(UserError, match=f"^{re.escape(wrong)}"):
+        check(f"data.shards={copied}")
+    assert check(f"data.shards={copied}", "data.on_damage=skip").rows
 
 
 def test_a_pair_is_refused_with_the_line_of_the_run_itself(check, tiny_recipe, runtime):

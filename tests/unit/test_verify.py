@@ -116,3 +116,11 @@ def test_ids_beyond_the_vocabulary_are_found(whole: Path, tmp_path: Path) -> Non
     )
     assert found
     assert all("beyond the vocabulary of 30" in line for line in found)
+
+
+def test_a_tar_that_the_manifest_does_not_name_is_told(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "shards")
+    shutil.copy(folder / "train-000000.tar", folder / "train-000099.tar")
+    assert list(find_damage(folder, manifest=load_manifest(folder))) == [
+        f"{folder}/train-000099.tar: the manifest does not name this file; remove it"
+    ]
