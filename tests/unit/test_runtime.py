@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import Commands, Finished
+from command_line import ROOT, Commands, Finished
 
 from trainer.errors import UserError
 from trainer.runtime import started
@@ -166,3 +168,10 @@ def test_more_processes_than_gpus_are_refused_on_every_rank_alike(monkeypatch: p
             started(topology, deterministic=False),
         ):
             pass
+
+
+def test_what_a_started_process_takes_is_measured_without_a_word():
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    body = "from trainer.runtime import started_process_bytes; print(started_process_bytes() > 2**28)"
+    done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
