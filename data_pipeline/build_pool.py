@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Set
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import active_children, get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 
 from data_pipeline.build_worker import EncodedChunk, EncodeJob, encode_chunk, encode_in_worker, start_worker
@@ -39,6 +39,7 @@ def encode_in_order(
             yield tag, encode_chunk(chunk, number=number, job=job)
         return
     own = executor is None
+    others = {child.pid for child in active_children()}
     executor = executor or _own_executor(workers, job=job)
     under_way: deque[tuple[int, Future[EncodedChunk]]] = deque()
     try:
@@ -55,6 +56,7 @@ def encode_in_order(
         for tag, future in under_way:
             yield tag, future.result()
     except BrokenProcessPool as error:
+        _end_workers(others)
         raise UserError(
             f"a build worker was killed, perhaps for want of memory, or could not start because the calling script "
             f"does its work outside `if __name__ == '__main__'`; {KEPT}: run the same again, with fewer --workers "
@@ -79,6 +81,16 @@ def _submit(executor: Executor, chunk: Chunk, *, number: int, job: EncodeJob) ->
     except OSError as error:
         # While the executor tidies up after a killed worker, its own pipe may be closed under a submission.
         raise BrokenProcessPool(str(error)) from error
+
+
+def _end_workers(others: Set[int | None]) -> None:
+    """End the processes of a broken pool; `others` are of somebody else.
+
+    Until Python 3.12 a pool that ends its workers misses one that is just being started, and waits for it without end.
+    """
+    for child in active_children():
+        if child.pid not in others:
+            child.terminate()
 
 
 def _worker_context() -> BaseContext:

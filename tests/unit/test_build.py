@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures.process import ProcessPoolExecutor, _ExecutorManagerThread
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_corpus import folder_bytes, made_up_documents, small_tokenizer, write_lines
 
+from data_pipeline import build_pool
 from data_pipeline.build import build_shards
 from data_pipeline.build_pool import encode_in_order
 from data_pipeline.build_worker import EncodeJob
@@ -257,13 +259,53 @@ class _Deadly(LineChunk):
         return os._exit, (9,)
 
 
-def test_a_killed_worker_fails_the_build_in_one_line() -> None:
+def _build_with(deadly: type[LineChunk]) -> None:
     job = EncodeJob(str(small_tokenizer()), TextOptions(), 0.0, {"train": (0, 0), "validation": (0, 0)})
-    chunk = _Deadly("deadly.txt", is_json=False, payload=b"text\n", first_line=1, offset=0, input_position=5)
+    chunk = deadly("deadly.txt", is_json=False, payload=b"text\n", first_line=1, offset=0, input_position=5)
     # Without end, since this process encodes too until the first worker stands ready.
     with pytest.raises(UserError, match="a build worker was killed") as refused:
         list(encode_in_order(itertools.repeat((0, chunk)), job=job, workers=3))
     assert "\n" not in str(refused.value)
+
+
+def test_a_killed_worker_fails_the_build_in_one_line() -> None:
+    _build_with(_Deadly)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="newer pools start no worker while they end the others")
+def test_a_worker_that_starts_while_the_others_are_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class DeadlyOnce(_Deadly):
+        sent = 0
+
+        def __reduce__(self) -> Any:
+            DeadlyOnce.sent += 1
+            return super().__reduce__() if DeadlyOnce.sent == 1 else (str, ())
+
+    pools: list[Any] = []
+    missed: dict[int, Any] = {}
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            pools.append(self)
+
+    def end_all_but_a_new_one(manager: Any, cause: Any) -> None:
+        pools[0]._spawn_process()
+        missed.update([manager.processes.popitem()])
+        end_workers(manager, cause)
+
+    def tell_all_but_the_new_one(manager: Any) -> None:
+        tell_workers(manager)
+        manager.processes.update(missed)
+
+    end_workers = _ExecutorManagerThread.terminate_broken
+    tell_workers = _ExecutorManagerThread.shutdown_workers
+    monkeypatch.setattr(build_pool, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(_ExecutorManagerThread, "terminate_broken", end_all_but_a_new_one)
+    monkeypatch.setattr(_ExecutorManagerThread, "shutdown_workers", tell_all_but_the_new_one)
+    _build_with(DeadlyOnce)
+    assert len(missed) == 1
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_finished(text: Path) -> None:
