@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from trainer.errors import UserError
+from trainer.errors import UserError, refusals_of
 from trainer.fragments import AVERAGE, WEIGHT
+from trainer.model.safetensors_file import write_safetensors
 
 SCHEMA_VERSION = 1
 STATE_FILE = "state.json"
@@ -53,10 +53,11 @@ def fsync_path(path: Path) -> None:
 def write_json(path: Path, value: object) -> FileRecord:
     """Write a JSON file durably and atomically: it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    fsync_path(temporary)
-    temporary.replace(path)
-    fsync_path(path.parent)
+    with refusals_of(path, written_as=temporary):
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        fsync_path(temporary)
+        temporary.replace(path)
+        fsync_path(path.parent)
     return record_file(path)
 
 
@@ -69,11 +70,7 @@ def write_partition(folder: Path, tensors: dict[str, Tensor], *, rank: int, worl
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file durably."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        # safetensors wraps the system's refusal (a full disk, say) in an error of its own.
-        raise OSError(None, f"{error}", str(path)) from error
+    write_safetensors(path, tensors)
     fsync_path(path)
 
 

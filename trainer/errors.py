@@ -7,7 +7,8 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 USER_ERROR_EXIT_CODE = 2
 # EX_TEMPFAIL of sysexits.h: told to stop, saved, to be started again.
@@ -58,6 +59,18 @@ def run_command(command: Callable[[], int]) -> int:
         return print_error(error) if local_rank == "0" else USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         return 130
+
+
+@contextlib.contextmanager
+def refusals_of(path: Path, *, written_as: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names nothing, as that of a full disk, or the name it has while it is written."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename
+        if where is not None and not Path(where).is_relative_to(written_as):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def print_error(error: Exception) -> int:

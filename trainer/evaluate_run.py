@@ -30,18 +30,29 @@ class RunEvaluation:
     baseline: UnigramBaseline
 
 
-def _trained_on(config: Config, checkpoint: CheckpointReader) -> list[str]:
-    """The shards of the run: their place on the network, else the folder that they were in."""
+def _trained_on(config: Config, checkpoint: CheckpointReader, *, run_dir: Path) -> list[str]:
+    """The shards of the run: their place on the network, else the folder that they were in, or were moved to."""
     return [
-        source.shards if source.shards is not None and remote_scheme(source.shards) is not None else folder
+        source.shards
+        if source.shards is not None and remote_scheme(source.shards) is not None
+        else _present_folder(folder, run_dir=run_dir)
         for source, folder in zip(config.data.all_sources, checkpoint.state["shards"], strict=True)
     ]
+
+
+def _present_folder(folder: str, *, run_dir: Path) -> str:
+    """The folder, or the same one in the run folder's own data, where shards made from text lie and move with it."""
+    moved = run_dir / "data" / Path(folder).parent.name / Path(folder).name
+    for place in (Path(folder), moved):
+        if place.is_dir():
+            return str(place)
+    raise UserError(f"{folder}, the shards that the run was trained on, is gone; name where they lie by --shards DIR")
 
 
 def evaluate_run(run_dir: Path, *, which: str, shards: str | Path | None = None) -> RunEvaluation:
     """Evaluate a checkpoint in this process alone, in fp32; `shards` replaces the folder the run was trained on."""
     config, checkpoint = open_checkpoint(run_dir, which=which)
-    places = [shards] if shards else _trained_on(config, checkpoint)
+    places = [shards] if shards else _trained_on(config, checkpoint, run_dir=run_dir)
     folders = [local_shards(place, config) for place in places]
     corpus = open_folder(folders[0]) if shards else open_corpus(config.data.all_sources, folders)
     manifest, folder = corpus.manifest, ", ".join(map(str, places))

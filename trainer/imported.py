@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.checkpoint_files import write_json, write_tensors
 from trainer.config import ModelConfig
 from trainer.errors import UserError
+from trainer.model.export_folder import export_folder
 from trainer.model.hf_import import ImportedModel, import_hf
 
 MODEL_FILE = "model.json"
@@ -37,18 +38,13 @@ def import_to(source: Path, *, out: Path) -> ImportedModel:
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not, or remove it")
     imported = import_hf(source)
-    partial = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / TOKENIZER_DIR).mkdir(parents=True)
-    try:
+    with export_folder(out) as partial:
+        (partial / TOKENIZER_DIR).mkdir()
         write_tensors(partial / WEIGHTS_FILE, {name: weight.contiguous() for name, weight in imported.weights.items()})
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copyfile(source / name, partial / TOKENIZER_DIR / name)
         write_json(partial / MODEL_FILE, imported.config.model_dump())
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return imported
 
 

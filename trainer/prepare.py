@@ -23,6 +23,9 @@ SETTINGS_FILE = "settings.json"
 _RECIPE_KEYS = {
     "--vocab-size ": "tokenizer.vocab_size=",
     "--character-coverage ": "tokenizer.character_coverage=",
+    "--character-coverage": "tokenizer.character_coverage",
+    "over --max-document-bytes": "over the limit of",
+    ", or raise the limit": "",
     "--validation-fraction ": "data.validation_fraction=",
     "--text-field": "data.text_field",
     "--document blank-line": "data.document: blank-line",

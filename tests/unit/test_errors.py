@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import ReportedError, UserError, print_error, run_command
+from trainer.errors import ReportedError, UserError, print_error, refusals_of, run_command
 
 
 def raising(error: BaseException):  # type: ignore[no-untyped-def]
@@ -95,3 +95,18 @@ def test_a_log_on_a_full_disk_takes_no_line_and_the_exit_code_stays() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", body], stderr=full, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("refusal", "named"),
+    [
+        (OSError(28, FULL), "out"),
+        (OSError(28, FULL, ".out.tmp/weights"), "out"),
+        (OSError(28, FULL, "source", None, ".out.tmp/vocab.txt"), "out"),
+        (OSError(2, "No such file or directory", "source"), "source"),
+    ],
+)
+def test_a_refused_write_names_what_the_user_asked_for(refusal: OSError, named: str) -> None:
+    with pytest.raises(OSError, match=refusal.strerror) as told, refusals_of(Path("out"), written_as=Path(".out.tmp")):
+        raise refusal
+    assert (told.value.errno, told.value.filename) == (refusal.errno, named)

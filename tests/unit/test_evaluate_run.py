@@ -44,6 +44,16 @@ def test_other_shards_at_the_old_place_are_refused(tiny_run: Path, tmp_path: Pat
         evaluate_run(run, which="latest")
 
 
+def test_shards_made_from_text_are_found_where_the_run_was_moved(tiny_run: Path, tmp_path: Path, shards: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "moved")
+    reseal_with(run / "checkpoints" / "step-00000004", shards=[str(tmp_path / "run/data/0a1b/shards")])
+    with pytest.raises(UserError, match=r"run/data/0a1b/shards, .*, is gone; name where they lie by --shards DIR"):
+        evaluate_run(run, which="latest")
+    shutil.copytree(shards, run / "data/0a1b/shards")
+    found, own = evaluate_run(run, which="latest"), evaluate_run(tiny_run, which="latest")
+    assert found.result.loss == own.result.loss
+
+
 def reseal_with(checkpoint: Path, **changed: object) -> None:
     """Change entries of a checkpoint's state, checksums too."""
     state = json.loads((checkpoint / "state.json").read_text())

@@ -47,13 +47,14 @@ def test_an_existing_folder_is_not_touched(exported: Path, tmp_path: Path) -> No
 def test_a_full_disk_is_the_systems_refusal_and_leaves_nothing(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: object, path: Path) -> None:
+    def full(_: object, path: Path, **__: object) -> None:
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("trainer.checkpoint_files.save_file", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    monkeypatch.setattr("trainer.model.safetensors_file.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as refused:
         import_to(exported, out=tmp_path / "mine")
+    assert refused.value.filename == str(tmp_path / "mine")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenizer import Tokenizer
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.prepare import pin_shards, resolve_package_path, shard_folders
+from trainer.prepare import _in_words_of_the_recipe, pin_shards, resolve_package_path, shard_folders
 
 
 def config(folder: Path, **data: object) -> Config:
@@ -184,3 +184,21 @@ def test_pinned_recipes_name_the_shards_in_place_of_the_text(text: Path, shards:
         ("b", 2.0, str(tmp_path), None),
     ]
     assert Config.model_validate(several.model_dump()) == several
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "use a larger one, or a lower --character-coverage",
+            "use a larger one, or a lower tokenizer.character_coverage",
+        ),
+        ("--character-coverage 2 is outside", "tokenizer.character_coverage=2 is outside"),
+        (
+            "is over --max-document-bytes 50; split it into lines (or --document blank-line), or raise the limit",
+            "is over the limit of 50; split it into lines (or data.document: blank-line)",
+        ),
+    ],
+)
+def test_what_the_data_commands_say_of_options_is_said_of_keys(said: str, told: str) -> None:
+    assert _in_words_of_the_recipe(said) == told

@@ -69,7 +69,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
     print(f"checkpoint          {evaluation.checkpoint}")
     print(f"held-out MLM loss   {result.loss:.4f} nats (perplexity {perplexity(result.loss):.2f})")
-    print(f"unigram entropy     {baseline.entropy:.4f} nats: {baseline.entropy - result.loss:+.4f} above the loss")
+    distance = baseline.entropy - result.loss
+    side = "above" if distance > 0 else "below"
+    print(f"unigram entropy     {baseline.entropy:.4f} nats: {abs(distance):.4f} {side} the loss")
     print(f"masked accuracy     {result.accuracy:.1%} of {result.predictions} masked tokens")
     print(f"most frequent token {baseline.most_frequent_rate:.1%}")
     if pairs is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.errors import UserError, refusals_of
 
 # What config.json says, so that a former export is known.
 MARK = {"exported_by": "bertline"}
@@ -33,17 +33,18 @@ def export_folder(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        yield partial
-        _put_in_place(partial, out)
+        with refusals_of(out, written_as=partial):
+            partial.mkdir()
+            yield partial
+            _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
     """Rename `partial` to `out`; a former export steps aside first, so that no reader meets a mixture."""
-    for path in partial.iterdir():
+    for path in filter(Path.is_file, partial.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     former = out.with_name(f".{out.name}.former-{os.getpid()}")

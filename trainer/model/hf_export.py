@@ -28,6 +28,7 @@ from trainer.model.hf_names import (
     weight_shapes,
 )
 from trainer.model.hf_tokenizer import export_tokenizer
+from trainer.model.safetensors_file import write_safetensors
 
 # By the class's suffix: the pipeline that shows it, and a text for it.
 _PIPELINES = {
@@ -112,23 +113,12 @@ def _write_model(weights: Mapping[str, Tensor], config: ModelConfig, folder: Pat
     }
     if head is not None:
         stored |= {name: weight.contiguous() for name, weight in head.weights.items()}
-    write_safetensors(stored, folder=folder)
+    write_safetensors(folder / "model.safetensors", stored, metadata={"format": "pt"})
     dtype = str(weights[WORD_WEIGHT].dtype).removeprefix("torch.")
     suffix = head.suffix if head is not None else class_suffix(weights)
     content = to_hf_config(config, suffix=suffix, dtype=dtype) | dict(head.settings if head is not None else {}) | MARK
     (folder / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_model_card(config, content["architectures"][0], stored), encoding="utf-8")
-
-
-def write_safetensors(weights: Mapping[str, Tensor], *, folder: Path) -> None:
-    """Write an export's weights, by Hugging Face's names, into its folder; UserError where they cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise UserError(f"{folder.parent}: the weights could not be written ({error}); is the disk full?") from None
 
 
 def class_suffix(weights: Mapping[str, Tensor]) -> Suffix:

@@ -14,9 +14,9 @@ from trainer.errors import UserError
 from trainer.model.encoder import sinusoidal_table
 from trainer.model.export_folder import MARK, check_out, export_folder
 from trainer.model.hf_config import to_hf_config
-from trainer.model.hf_export import write_safetensors
 from trainer.model.hf_names import POSITION_WEIGHT, WORD_WEIGHT, hf_names
 from trainer.model.hf_tokenizer import export_tokenizer
+from trainer.model.safetensors_file import write_safetensors
 
 _CROSS_ATTENTION = {
     "cross_attention_norm": "crossattention.output.LayerNorm",
@@ -68,7 +68,7 @@ def export_encoder_decoder(
             raise UserError(f"{tokenizer_folder} has {size} pieces and the model vocab_size={rows}: not its tokenizer")
         # No text can ever reach rows beyond the tokenizer's vocabulary.
         weights |= {name: weights[name][:size] for name in (WORD_WEIGHT, _DECODER_BIAS)}
-        write_safetensors(_stored(weights, config), folder=folder)
+        write_safetensors(folder / "model.safetensors", _stored(weights, config), metadata={"format": "pt"})
         dtype = str(weights[WORD_WEIGHT].dtype).removeprefix("torch.")
         content = _model_config(config.model_copy(update={"vocab_size": size}), dtype=dtype, writing=writing)
         _write_json(folder / "config.json", content)
