@@ -225,11 +225,11 @@ def test_whatever_operation_is_the_last_a_whole_checkpoint_is_found_and_the_next
 def test_a_disk_that_fills_up_in_a_partition_leaves_the_earlier_ones(
     store: CheckpointStore, runtime: Runtime, before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: object, path: Path) -> None:
+    def full(_: object, path: Path, **__: object) -> None:
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("trainer.checkpoint_files.save_file", full)
+    monkeypatch.setattr("trainer.model.safetensors_file.save_file", full)
     with pytest.raises(UserError) as caught:
         save(store, runtime, 4)
     assert str(caught.value) == (
