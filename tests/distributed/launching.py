@@ -70,7 +70,8 @@ def trainer_command(*arguments: str, processes: int, launcher: str = "torchrun")
         return [sys.executable, "-m", "trainer", *arguments]
     if launcher == "deepspeed":
         deepspeed = Path(sys.executable).parent / "deepspeed"
-        port = str(random.randint(20000, 50000))
+        # Below those that Linux gives to outgoing connections, of which any might hold it by then.
+        port = str(random.randint(20000, 32000))
         start = [str(deepspeed), "--num_gpus", str(processes), "--master_port", port, "--module", "trainer"]
         return [*start, *arguments]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
