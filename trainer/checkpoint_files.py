@@ -64,14 +64,9 @@ def write_json(path: Path, value: object) -> FileRecord:
 def write_partition(folder: Path, tensors: dict[str, Tensor], *, rank: int, world_size: int) -> FileRecord:
     """Write one rank's fragments durably."""
     path = folder / f"partition-{rank:05d}-of-{world_size:05d}.safetensors"
-    write_tensors(path, tensors)
-    return record_file(path)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file durably."""
     write_safetensors(path, tensors)
     fsync_path(path)
+    return record_file(path)
 
 
 def record_file(path: Path) -> FileRecord:

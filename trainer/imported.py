@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.checkpoint_files import write_json, write_tensors
+from trainer.checkpoint_files import write_json
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.model.export_folder import export_folder
 from trainer.model.hf_import import ImportedModel, import_hf
+from trainer.model.safetensors_file import write_safetensors
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -40,7 +41,8 @@ def import_to(source: Path, *, out: Path) -> ImportedModel:
     imported = import_hf(source)
     with export_folder(out) as partial:
         (partial / TOKENIZER_DIR).mkdir()
-        write_tensors(partial / WEIGHTS_FILE, {name: weight.contiguous() for name, weight in imported.weights.items()})
+        weights = {name: weight.contiguous() for name, weight in imported.weights.items()}
+        write_safetensors(partial / WEIGHTS_FILE, weights)
         for name in _TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copyfile(source / name, partial / TOKENIZER_DIR / name)
